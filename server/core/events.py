@@ -1,0 +1,88 @@
+"""What a backend says while it answers: the one event type for both backends.
+
+A stream is ``Started (TextDelta | ChoiceFinished)* (Finished | Failed)``. Events carry the ``index`` of the choice they
+belong to; nothing follows ``Finished`` or ``Failed``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from server.core.errors import LlmspellError
+
+
+class FinishReason(StrEnum):
+    """Why a choice ended, in OpenAI's words."""
+
+    STOP = "stop"
+    LENGTH = "length"
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """A token with its natural-log probability under the model, before temperature and filters."""
+
+    token: str
+    token_bytes: bytes
+    logprob: float
+    top: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The request left the queue and is being computed."""
+
+
+@dataclass(frozen=True, slots=True)
+class TextDelta:
+    """New text of one choice: whole UTF-8 characters, never part of a stop string."""
+
+    index: int
+    text: str
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ChoiceFinished:
+    """One choice is complete."""
+
+    index: int
+    reason: FinishReason
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Token counts of the whole request; the prompt counts once, whatever ``n`` is."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Where the time of a request went, in seconds."""
+
+    queued: float = 0.0
+    prompt: float = 0.0
+    first_token: float = 0.0
+    decode: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """All choices are complete."""
+
+    usage: Usage
+    timings: Timings
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The request cannot be completed; what was sent before stays valid."""
+
+    error: LlmspellError
+
+
+Event = Started | TextDelta | ChoiceFinished | Finished | Failed

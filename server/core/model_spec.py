@@ -1,0 +1,92 @@
+"""The grammar of model specs: ``[provider "/"] name [":" variant] ["@" backend]``."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+
+from server.core.errors import InvalidModelSpec
+
+_MAX_SPEC_LEN = 256
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._\-+ ]*(?:/[A-Za-z0-9][A-Za-z0-9._\-+]*)*\Z")
+_VARIANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._\-+]*\Z")
+
+
+class BackendName(StrEnum):
+    """A backend that can serve a model."""
+
+    OLLAMA = "ollama"
+    LLAMACPP = "llamacpp"
+
+
+_PROVIDERS: dict[str, BackendName | None] = {
+    "local": None,
+    "ollama": BackendName.OLLAMA,
+    "llamacpp": BackendName.LLAMACPP,
+}
+_BACKENDS = {
+    "ollama": BackendName.OLLAMA,
+    "llamacpp": BackendName.LLAMACPP,
+    "llama.cpp": BackendName.LLAMACPP,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """A parsed spec.
+
+    ``backend`` is ``None`` when the router is free to choose (``local/…`` and bare names).
+    """
+
+    name: str
+    variant: str | None = None
+    backend: BackendName | None = None
+
+    @property
+    def model(self) -> str:
+        """Name and variant as a backend knows them: ``llama3.1:8b``."""
+        return self.name if self.variant is None else f"{self.name}:{self.variant}"
+
+    def __str__(self) -> str:
+        suffix = "" if self.backend is None else f"@{self.backend.value}"
+        return f"local/{self.model}{suffix}"
+
+
+def parse_model_spec(text: str) -> ModelSpec:
+    """Parse a spec as a client writes it in ``model``.
+
+    Raises:
+        InvalidModelSpec: the text does not follow the grammar, or its halves name two backends.
+
+    """
+    if not text or len(text) > _MAX_SPEC_LEN:
+        raise InvalidModelSpec(f"A model spec has 1 to {_MAX_SPEC_LEN} characters; this one has {len(text)}.")
+    rest, forced = _split_backend(text)
+    rest, provided = _split_provider(rest)
+    if forced and provided and forced is not provided:
+        raise InvalidModelSpec(
+            f"The model spec {text!r} names two backends, {provided.value} and {forced.value}; keep one of them."
+        )
+    name, colon, variant = rest.partition(":")
+    if not _NAME.match(name) or (colon and not _VARIANT.match(variant)):
+        raise InvalidModelSpec(
+            f"{text!r} is not a model spec. Write [provider/]name[:variant][@backend], for example local/llama3.1:8b."
+        )
+    return ModelSpec(name=name, variant=variant if colon else None, backend=forced or provided)
+
+
+def _split_backend(text: str) -> tuple[str, BackendName | None]:
+    rest, at, backend = text.rpartition("@")
+    if not at:
+        return text, None
+    if backend not in _BACKENDS:
+        raise InvalidModelSpec(f"Unknown backend {backend!r} in {text!r}; use @ollama or @llamacpp.")
+    return rest, _BACKENDS[backend]
+
+
+def _split_provider(text: str) -> tuple[str, BackendName | None]:
+    provider, slash, rest = text.partition("/")
+    if slash and provider in _PROVIDERS:
+        return rest, _PROVIDERS[provider]
+    return text, None

@@ -1,0 +1,1 @@
+"""The only code that calls llama.cpp; it owns all native memory."""

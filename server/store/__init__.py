@@ -1,0 +1,1 @@
+"""Model files on disk: reading and checking GGUF headers."""
