@@ -1,0 +1,1 @@
+"""The ``llmspell`` command: one file per command group."""
