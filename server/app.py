@@ -1,0 +1,48 @@
+"""The composition root: the only file that names the concrete classes of all layers."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from fastapi import FastAPI
+
+from server.api.application import create_api
+from server.backends.llamacpp import LlamaCppBackend
+from server.config import Settings
+from server.core.model_spec import parse_model_spec
+from server.pool.pool import Pool
+from server.router import ModelRouter
+
+
+@dataclass(frozen=True, slots=True)
+class Application:
+    """The HTTP application, and ``preload``, which loads what the settings want in memory from the start.
+
+    ``preload`` raises ``ModelLoadingFailed`` if a model cannot be loaded; requests may arrive meanwhile.
+    """
+
+    api: FastAPI
+    preload: Callable[[], Awaitable[None]]
+
+
+def create_application(settings: Settings) -> Application:
+    """Wire everything up; nothing is loaded yet.
+
+    Raises:
+        ConfigurationError: the settings contradict each other.
+
+    """
+    models = {parse_model_spec(spec).model: config for spec, config in settings.models.items()}
+    pool = Pool(models, settings.llamacpp)
+    router = ModelRouter([LlamaCppBackend(pool)], settings.aliases)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        try:
+            yield
+        finally:
+            await pool.close()
+
+    return Application(create_api(router, settings.api, lifespan), pool.preload)

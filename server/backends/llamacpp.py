@@ -1,0 +1,126 @@
+"""The in-process backend: a chat request becomes a generation on a model of the pool."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Self
+
+from server.core.errors import ContextLengthExceeded, InvalidRequest
+from server.core.events import Event, Failed, Finished
+from server.core.model_spec import BackendName
+from server.core.ports import EventStream, ModelCard
+from server.core.request import ChatRequest
+from server.engine.runner import Tokens
+from server.engine.sequence import GenerationRequest
+from server.pool.loader import LoadedModel
+from server.pool.pool import Pool
+from server.pool.resident import Lease
+
+
+class LlamaCppBackend:
+    """``core.ports.Backend`` over the pool."""
+
+    name = BackendName.LLAMACPP
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+
+    async def chat(self, request: ChatRequest) -> EventStream:
+        """Admit a request: lease the model, render and tokenize the prompt, and queue it on the engine.
+
+        Raises:
+            LlmspellError: the request is refused.
+
+        """
+        lease = await self._pool.lease(request.spec.model)
+        try:
+            prompt = await asyncio.to_thread(lease.model.prompt_tokens, request.messages)
+            return GenerationStream(lease, _generation_request(request, prompt, lease.model))
+        except BaseException:
+            lease.release()
+            raise
+
+    async def models(self) -> Sequence[ModelCard]:
+        """List the models of the pool."""
+        return self._pool.cards()
+
+    async def has_model(self, model: str) -> bool:
+        """Whether the pool has the model, in memory or not."""
+        return self._pool.has_model(model)
+
+
+class GenerationStream:
+    """The events of one generation; holds the lease until it ends or is closed."""
+
+    def __init__(self, lease: Lease, request: GenerationRequest) -> None:
+        """Submit the request.
+
+        Raises:
+            LlmspellError: the engine refuses it.
+
+        """
+        self._lease = lease
+        self._ready: list[Event] = []
+        self._waiter: asyncio.Future[None] | None = None
+        self._is_over = False
+        self._generation_id = lease.submit(request, self._on_events)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Sequence[Event]:
+        while not self._ready:
+            if self._is_over:
+                raise StopAsyncIteration
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+        events, self._ready = self._ready, []
+        return events
+
+    async def aclose(self) -> None:
+        """Abort the generation if it still runs and release the model."""
+        self._end()
+        self._ready = []
+
+    def _on_events(self, events: Sequence[Event]) -> None:
+        self._ready += events
+        if isinstance(events[-1], Finished | Failed):
+            self._end()
+        elif self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def _end(self) -> None:
+        self._is_over = True
+        self._lease.abort(self._generation_id)
+        self._lease.release()
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+
+def _generation_request(request: ChatRequest, prompt: Tokens, model: LoadedModel) -> GenerationRequest:
+    room = model.context_length - len(prompt)
+    if room < 1:
+        raise ContextLengthExceeded(
+            f"This model's context holds {model.context_length} tokens, of which one is for the answer; "
+            f"the messages have {len(prompt)}. Shorten them.",
+            param="messages",
+        )
+    _check_logit_bias(request, model.vocabulary_size)
+    return GenerationRequest(
+        prompt=prompt,
+        sampling=request.sampling,
+        max_tokens=min(request.max_tokens or room, room),
+        stop=request.stop,
+        n=request.n,
+        top_logprobs=request.top_logprobs,
+    )
+
+
+def _check_logit_bias(request: ChatRequest, vocabulary_size: int) -> None:
+    for token, _ in request.sampling.logit_bias:
+        if not 0 <= token < vocabulary_size:
+            raise InvalidRequest(
+                f"logit_bias names token {token}; this model's tokens are 0 to {vocabulary_size - 1}.",
+                param="logit_bias",
+            )

@@ -1,0 +1,336 @@
+"""The loop that serves one model: a thread that owns the runner and computes all running sequences together.
+
+``step`` is the whole story: drain the inbox, admit, schedule, decode, sample, apply, deliver. Everyone else talks to
+the thread through ``submit``, ``abort`` and ``close``, which only post to its inbox, and hears from it through one
+``deliver`` call per step.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import count
+from queue import Empty, SimpleQueue
+
+import numpy as np
+
+from server.core.errors import BackendError, InvalidRequest, LlmspellError
+from server.core.events import Event, Failed, Started
+from server.engine.admission import Admission
+from server.engine.prefix_cache import PrefixCache
+from server.engine.runner import Chunk, Logits, Runner, Tokens, Vocabulary
+from server.engine.scheduler import Gap, PromptBudget, schedule
+from server.engine.sequence import Generation, GenerationRequest, Sequence
+
+_log = logging.getLogger(__name__)
+
+Delivery = tuple[int, list[Event]]
+_NO_TOKENS: Tokens = np.empty(0, dtype=np.int32)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStatus:
+    """A snapshot for people and metrics; nothing branches on it."""
+
+    num_running: int
+    num_waiting: int
+    num_reserved_cells: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Abort:
+    generation_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Close:
+    pass
+
+
+class Engine:
+    """Continuous batching for one runner.
+
+    Args:
+        runner: the model; from now on only the engine's thread touches it.
+        vocabulary: the model's token table.
+        deliver: called from the engine's thread with (generation id, events) pairs, once per step.
+        queue_size: sequences that may wait beyond those that can run.
+        inter_token_target: seconds that a step may take while streams decode.
+        clock: monotonic seconds.
+
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        vocabulary: Vocabulary,
+        deliver: Callable[[list[Delivery]], None],
+        *,
+        queue_size: int,
+        inter_token_target: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._runner = runner
+        self._shape = runner.shape
+        self._vocabulary = vocabulary
+        self._deliver = deliver
+        self._clock = clock
+        self._prefixes = PrefixCache(self._shape.num_sequences)
+        self._budget = PromptBudget(inter_token_target, self._shape.batch_size)
+        self._inbox: SimpleQueue[Generation | _Abort | _Close] = SimpleQueue()
+        self._generations: dict[int, Generation] = {}
+        self._waiting: deque[Sequence] = deque()
+        self._running: dict[int, Sequence] = {}
+        self._is_closing = False
+        self._ids = count(1)
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._admission = Admission(self._shape.num_sequences + queue_size)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether submitted requests will be served."""
+        return self._admission.is_open
+
+    @property
+    def status(self) -> EngineStatus:
+        """How busy the engine is."""
+        return EngineStatus(len(self._running), len(self._waiting), self._num_reserved)
+
+    def submit(self, request: GenerationRequest) -> int:
+        """Queue a request and return its generation id; events follow through ``deliver``.
+
+        Raises:
+            InvalidRequest: more choices than the model computes at once.
+            QueueFull: too many requests wait already.
+            BackendError: the engine is closed or has failed.
+
+        """
+        if request.n > self._shape.num_sequences:
+            raise InvalidRequest(f"n may be at most {self._shape.num_sequences} for this model.", param="n")
+        with self._admission.entering(request.n):
+            generation = Generation(next(self._ids), request, self._clock())
+            self._inbox.put(generation)
+        return generation.generation_id
+
+    def abort(self, generation_id: int) -> None:
+        """Drop a generation in whatever state it is; its cells are free after the current step, no event follows."""
+        self._inbox.put(_Abort(generation_id))
+
+    def close(self, timeout: float | None = None) -> bool:
+        """Fail what still runs and end the thread; returns whether it ended within ``timeout`` seconds."""
+        self._admission.close("The model is being unloaded; send the request again.")
+        self._inbox.put(_Close())
+        if self._thread.is_alive():
+            self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    def step(self, *, wait: bool) -> None:
+        """Do one round of work; with ``wait``, block until there is something to do."""
+        self._drain_inbox(wait=wait)
+        self._admit()
+        chunks = self._schedule()
+        if chunks:
+            self._compute(chunks)
+        self._flush()
+
+    def _run(self) -> None:
+        try:
+            while not self._is_closing:
+                self.step(wait=not (self._running or self._waiting))
+        except Exception:
+            # Whatever escapes a step has left the bookkeeping in doubt: nobody may wait for this engine any longer.
+            _log.exception("The engine failed; its requests are answered with an error.")
+        finally:
+            message = "The model stopped while it served this request; send it again."
+            self._admission.close(message)
+            self._drain_inbox(wait=False)
+            self._fail([*self._generations.values()], BackendError(message))
+            self._flush()
+
+    def _drain_inbox(self, *, wait: bool) -> None:
+        try:
+            while True:
+                self._accept(self._inbox.get(block=wait))
+                wait = False
+        except Empty:
+            return
+
+    def _accept(self, command: Generation | _Abort | _Close) -> None:
+        match command:
+            case Generation():
+                self._generations[command.generation_id] = command
+                command.sequences = [Sequence(command, i, self._vocabulary) for i in range(command.request.n)]
+                self._waiting.extend(command.sequences)
+            case _Abort():
+                generation = self._generations.pop(command.generation_id, None)
+                if generation is not None:
+                    self._retire(generation)
+            case _Close():
+                self._is_closing = True
+
+    @property
+    def _num_reserved(self) -> int:
+        return sum(sequence.num_reserved for sequence in self._running.values())
+
+    def _admit(self) -> None:
+        """Move sequences from the queue into cells, in order, as far as both sequences and cells are free."""
+        blocked: list[Sequence] = []
+        while self._waiting:
+            sequence = self._waiting.popleft()
+            if _awaits_sibling(sequence):
+                blocked.append(sequence)
+            elif not self._try_admit(sequence):
+                blocked.append(sequence)
+                break
+        self._waiting.extendleft(reversed(blocked))
+
+    def _try_admit(self, sequence: Sequence) -> bool:
+        if self._num_reserved + sequence.num_reserved > self._shape.num_cells:
+            return False
+        prompt = sequence.generation.request.prompt
+        claim = self._prefixes.claim(prompt)
+        if claim is None:
+            return False
+        sequence.sequence_id = claim.sequence_id
+        self._running[claim.sequence_id] = sequence
+        if claim.length and self._runner.share_prefix(claim.source, claim.sequence_id, claim.length):
+            sequence.num_computed = claim.length
+        else:
+            self._runner.clear(claim.sequence_id)
+            self._prefixes.update(claim.sequence_id, _NO_TOKENS)
+        self._make_room()
+        self._note_admission(sequence)
+        return True
+
+    def _make_room(self) -> None:
+        """Evict idle prefixes until everything that runs can grow to its reservation."""
+        while self._num_reserved + self._prefixes.num_idle_tokens > self._shape.num_cells:
+            sequence_id = self._prefixes.evict()
+            if sequence_id is None:
+                return
+            self._runner.clear(sequence_id)
+
+    def _note_admission(self, sequence: Sequence) -> None:
+        generation = sequence.generation
+        if generation.admitted_at is None:
+            generation.admitted_at = self._clock()
+            generation.cached_tokens = sequence.num_computed
+            generation.events.append(Started())
+
+    def _schedule(self) -> list[Chunk]:
+        gaps = [Gap(s.sequence_id, s.num_missing, s.is_decoding) for s in self._running.values()]
+        plan = schedule(gaps, batch_size=self._shape.batch_size, prompt_budget=self._budget.tokens)
+        return [self._chunk(self._running[sequence_id], num_tokens) for sequence_id, num_tokens in plan]
+
+    def _chunk(self, sequence: Sequence, num_tokens: int) -> Chunk:
+        start, end = sequence.num_computed, sequence.num_computed + num_tokens
+        return Chunk(sequence.sequence_id, start, sequence.tokens[start:end], wants_logits=end == len(sequence.tokens))
+
+    def _compute(self, chunks: list[Chunk]) -> None:
+        started = self._clock()
+        try:
+            rows = self._runner.decode(chunks)
+        except Exception as error:
+            _log.exception("A step failed; the requests in it are answered with an error.")
+            self._fail_chunks(chunks, error)
+            return
+        self._observe(chunks, self._clock() - started)
+        self._apply(chunks, rows)
+
+    def _observe(self, chunks: list[Chunk], seconds: float) -> None:
+        num_decodes = sum(1 for chunk in chunks if self._running[chunk.sequence_id].is_decoding)
+        num_prompt_tokens = sum(len(chunk.tokens) for chunk in chunks) - num_decodes
+        self._budget.observe(num_decodes=num_decodes, num_prompt_tokens=num_prompt_tokens, seconds=seconds)
+
+    def _apply(self, chunks: list[Chunk], rows: Logits) -> None:
+        row = 0
+        for chunk in chunks:
+            sequence = self._running.get(chunk.sequence_id)
+            row += chunk.wants_logits
+            if sequence is None:
+                continue  # a sibling failed earlier in this loop and took the whole generation along
+            sequence.num_computed += len(chunk.tokens)
+            if not sequence.is_decoding or sequence.num_computed == sequence.num_prompt:
+                self._prefixes.update(chunk.sequence_id, sequence.generation.request.prompt[: sequence.num_computed])
+            if chunk.wants_logits:
+                self._advance(sequence, rows[row - 1])
+
+    def _advance(self, sequence: Sequence, logits: Logits) -> None:
+        generation = sequence.generation
+        now = self._clock()
+        generation.computed_at = generation.computed_at or now
+        try:
+            generation.events += sequence.advance(logits)
+        except Exception as error:
+            _log.exception("Sampling failed; the request is answered with an error.")
+            self._fail([generation], _as_backend_error(error))
+            return
+        if generation.num_completion_tokens:
+            generation.first_token_at = generation.first_token_at or now
+        if sequence.finish_reason is not None:
+            self._release(sequence)
+            if all(sibling.finish_reason is not None for sibling in generation.sequences):
+                generation.events.append(generation.finished(now))
+                self._retire(generation)
+
+    def _fail_chunks(self, chunks: list[Chunk], error: Exception) -> None:
+        """Fail the generations of a broken batch and drop their cells, whose contents nobody knows."""
+        sequences = [self._running[chunk.sequence_id] for chunk in chunks]
+        for sequence in sequences:
+            sequence.num_computed = 0
+            self._runner.clear(sequence.sequence_id)
+        unique = {sequence.generation.generation_id: sequence.generation for sequence in sequences}
+        self._fail([*unique.values()], _as_backend_error(error))
+
+    def _fail(self, generations: list[Generation], error: LlmspellError) -> None:
+        for generation in generations:
+            if not generation.is_over:
+                generation.events.append(Failed(error))
+                self._retire(generation)
+
+    def _retire(self, generation: Generation) -> None:
+        """The one way out, finished, failed or aborted: its sequences leave the queue and the cells."""
+        if generation.is_over:
+            return
+        generation.is_over = True
+        self._waiting = deque(sequence for sequence in self._waiting if sequence.generation is not generation)
+        for sequence in generation.sequences:
+            if self._running.get(sequence.sequence_id) is sequence:
+                self._release(sequence)
+        self._admission.leave(generation.request.n, self._clock() - generation.submitted_at)
+
+    def _release(self, sequence: Sequence) -> None:
+        del self._running[sequence.sequence_id]
+        self._prefixes.release(sequence.sequence_id, sequence.computed_tokens())
+
+    def _flush(self) -> None:
+        """Deliver what happened in this step, in one call for all generations."""
+        deliveries = []
+        for generation in [*self._generations.values()]:
+            if generation.events:
+                deliveries.append((generation.generation_id, generation.events))
+                generation.events = []
+            if generation.is_over:
+                del self._generations[generation.generation_id]
+        if deliveries:
+            self._deliver(deliveries)
+
+
+def _awaits_sibling(sequence: Sequence) -> bool:
+    """Whether an earlier choice of the same request still computes the prompt that this one will share."""
+    first = sequence.generation.sequences[0]
+    return sequence is not first and not first.is_decoding
+
+
+def _as_backend_error(error: Exception) -> LlmspellError:
+    if isinstance(error, LlmspellError):
+        return error
+    return BackendError(f"The model failed while it computed this request ({error}); send it again.")

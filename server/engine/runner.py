@@ -1,0 +1,69 @@
+"""What the engine needs of a model: protocols that the llama layer implements and tests script."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from server.core.batch import Chunk, RunnerShape
+
+__all__ = ["Chunk", "Logits", "Runner", "RunnerShape", "Tokens", "Vocabulary"]
+
+Logits = npt.NDArray[np.float32]
+Tokens = npt.NDArray[np.int32]
+
+
+class Runner(Protocol):
+    """A loaded model with its KV cache. Only the engine's thread calls it."""
+
+    @property
+    def shape(self) -> RunnerShape:
+        """The sizes that admission and scheduling respect."""
+        ...
+
+    def decode(self, chunks: Sequence[Chunk]) -> Logits:
+        """Compute the chunks in one batch.
+
+        Returns:
+            One row of logits for each chunk that wants them, in order: shape (rows, vocabulary_size), float32. The
+            memory is valid until the next call.
+
+        Raises:
+            Exception: nothing can be said about the sequences of this batch any more.
+
+        """
+        ...
+
+    def share_prefix(self, source: int, target: int, length: int) -> bool:
+        """Make ``target`` hold exactly the first ``length`` tokens of ``source``, which may be ``target`` itself.
+
+        Returns:
+            False if the model's memory cannot do that (recurrent state, a sliding window that moved on); ``target`` is
+            then empty and ``source``, when it is another sequence, untouched.
+
+        """
+        ...
+
+    def clear(self, sequence_id: int) -> None:
+        """Drop all tokens of a sequence."""
+        ...
+
+
+class Vocabulary(Protocol):
+    """The token table of a model."""
+
+    def piece(self, token: int) -> bytes:
+        """Bytes that the token adds to the text; empty for control tokens."""
+        ...
+
+    def is_end(self, token: int) -> bool:
+        """Whether the model ends its turn with this token."""
+        ...
+
+    @property
+    def end_tokens(self) -> Sequence[int]:
+        """All tokens for which ``is_end`` holds."""
+        ...

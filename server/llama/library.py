@@ -1,0 +1,48 @@
+"""The llama_cpp package, set up once: backend initialised, native log lines sent to ``logging``."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from llama_cpp import llama_cpp
+
+_log = logging.getLogger("server.llama.native")
+
+# ggml_log_level: https://github.com/ggml-org/llama.cpp/blob/master/ggml/include/ggml.h
+_LOGGED_LEVELS = {1: logging.DEBUG, 2: logging.DEBUG, 3: logging.INFO, 4: logging.WARNING}
+"""Native "info" describes every tensor and every "error" also reaches the caller: each counts one level less here."""
+
+_NATIVE_ERROR = 4
+
+_errors: list[str] = []
+_loading = threading.Lock()
+
+
+def _on_log(level: int, text: bytes, _user_data: Any) -> None:  # noqa: ANN401 -- a void pointer
+    line = text.decode("utf-8", "replace").strip()
+    if not line or line == ".":
+        return
+    if level == _NATIVE_ERROR:
+        _errors.append(line)
+    _log.log(_LOGGED_LEVELS.get(level, logging.DEBUG), "%s", line)
+
+
+_callback = llama_cpp.llama_log_callback(_on_log)
+llama_cpp.llama_log_set(_callback, ctypes.c_void_p(0))
+llama_cpp.llama_backend_init()
+
+
+@contextmanager
+def loading() -> Iterator[list[str]]:
+    """Hold the right to load, one load at a time, and collect the error lines that llama.cpp logs meanwhile.
+
+    The native loader reports its reasons through the process-wide log only.
+    """
+    with _loading:
+        _errors.clear()
+        yield _errors

@@ -1,0 +1,189 @@
+"""``engine.runner.Runner`` over a llama.cpp context: one native batch per step, one KV cache for all sequences."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from llama_cpp import llama_cpp
+
+from server.core.batch import Chunk, RunnerShape
+from server.core.errors import BackendError, ModelLoadingFailed
+from server.llama import library
+from server.llama.model import ContextOptions, LlamaModel
+
+Logits = npt.NDArray[np.float32]
+
+_CACHE_TYPES = {"f16": llama_cpp.GGML_TYPE_F16, "q8_0": llama_cpp.GGML_TYPE_Q8_0, "q4_0": llama_cpp.GGML_TYPE_Q4_0}
+_TO_THE_END = -1
+
+# https://github.com/ggml-org/llama.cpp/blob/master/include/llama.h, at llama_decode
+_DECODE_FAILURES = {
+    1: "no free KV cells",
+    2: "aborted",
+    -1: "invalid batch",
+}
+
+
+class LlamaRunner:
+    """A context of a loaded model. Not thread-safe: one thread at a time, after construction the engine's."""
+
+    def __init__(self, model: LlamaModel, options: ContextOptions) -> None:
+        """Allocate the KV cache and compute buffers, and decode one token so that no user pays for first use.
+
+        Raises:
+            ModelLoadingFailed: the cache does not fit into memory, or the architecture refuses the options.
+
+        """
+        self._model = model
+        with library.loading() as errors:
+            self._context = llama_cpp.llama_init_from_model(model.handle, _context_params(options))
+            if not self._context:
+                reason = errors[-1].rstrip(".") if errors else "llama.cpp gives no reason"
+                raise ModelLoadingFailed(
+                    f"{model.path} is loaded, but no context of {options.num_cells} KV cells is to be had: "
+                    f"{reason}. Lower context_length or kv_cells."
+                )
+        self._memory = llama_cpp.llama_get_memory(self._context)
+        if not self._memory:
+            self.close()
+            raise ModelLoadingFailed(f"{model.path} does not generate text: its architecture has no KV cache.")
+        self._shape = RunnerShape(
+            num_sequences=options.num_sequences,
+            num_cells=options.num_cells,
+            sequence_len=options.sequence_len,
+            batch_size=options.batch_size,
+            vocabulary_size=model.vocabulary.size,
+        )
+        self._can_cut = not (
+            llama_cpp.llama_model_is_recurrent(model.handle) or llama_cpp.llama_model_is_hybrid(model.handle)
+        )
+        self._batch = _Batch(options.batch_size)
+        self._warm_up()
+
+    @property
+    def shape(self) -> RunnerShape:
+        """The sizes that admission and scheduling respect."""
+        return self._shape
+
+    def decode(self, chunks: Sequence[Chunk]) -> Logits:
+        """Compute the chunks in one batch and return a row of logits for each chunk that wants one.
+
+        Raises:
+            BackendError: llama.cpp reports a failure; cells of the batch's sequences may be filled or not.
+
+        """
+        native, num_rows = self._batch.fill(chunks)
+        status = llama_cpp.llama_decode(self._context, native)
+        if status != 0:
+            reason = _DECODE_FAILURES.get(status, "fatal error")
+            raise BackendError(f"llama.cpp could not compute a batch of {native.n_tokens} tokens: {reason} ({status}).")
+        return self._logits(num_rows)
+
+    def share_prefix(self, source: int, target: int, length: int) -> bool:
+        """Make ``target`` hold exactly the first ``length`` tokens of ``source``; ``False`` if memory forbids it."""
+        if source != target:
+            self.clear(target)
+        held = llama_cpp.llama_memory_seq_pos_max(self._memory, source) + 1
+        if not self._can_take(source, length, held):
+            self.clear(target)
+            return False
+        if source != target:
+            llama_cpp.llama_memory_seq_cp(self._memory, source, target, 0, length)
+        if llama_cpp.llama_memory_seq_rm(self._memory, target, length, _TO_THE_END):
+            return True
+        self.clear(target)
+        return False
+
+    def clear(self, sequence_id: int) -> None:
+        """Drop all tokens of a sequence."""
+        llama_cpp.llama_memory_seq_rm(self._memory, sequence_id, 0, _TO_THE_END)
+
+    def close(self) -> None:
+        """Free the context. May be called again."""
+        if self._context is not None:
+            llama_cpp.llama_free(self._context)
+            self._context = None
+
+    def _can_take(self, source: int, length: int, held: int) -> bool:
+        """Whether the first ``length`` of ``held`` tokens can be had without what follows them.
+
+        Recurrent state only exists at the end of a sequence. A sliding window has forgotten what lies before it; with
+        llama.cpp's full-size window cache nothing is forgotten, which its lowest position tells.
+        """
+        if held < length:
+            return False
+        if not self._can_cut:
+            return held == length
+        lowest = llama_cpp.llama_memory_seq_pos_min(self._memory, source)
+        return bool(lowest <= max(0, length - self._model.window_len) if self._model.window_len else lowest == 0)
+
+    def _logits(self, num_rows: int) -> Logits:
+        if num_rows == 0:
+            return np.empty((0, self._shape.vocabulary_size), dtype=np.float32)
+        # Blocks until the device is done. Rows are in batch order, without gaps.
+        pointer = llama_cpp.llama_get_logits(self._context)
+        return np.ctypeslib.as_array(pointer, shape=(num_rows, self._shape.vocabulary_size))
+
+    def _warm_up(self) -> None:
+        self.decode([Chunk(sequence_id=0, start=0, tokens=[0], wants_logits=True)])
+        llama_cpp.llama_memory_clear(self._memory, True)  # noqa: FBT003
+
+
+class _Batch:
+    """A ``llama_batch`` whose arrays are numpy's: filled by slices, allocated once.
+
+    Every token belongs to one sequence, so the array of sequence-id arrays points into one flat array.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._tokens = np.zeros(size, dtype=np.int32)
+        self._positions = np.zeros(size, dtype=np.int32)
+        self._sequence_counts = np.ones(size, dtype=np.int32)
+        self._sequence_ids = np.zeros(size, dtype=np.int32)
+        self._sequence_pointers = self._sequence_ids.ctypes.data + np.arange(size, dtype=np.uintp) * 4
+        self._wants_logits = np.zeros(size, dtype=np.int8)
+        self._native = llama_cpp.llama_batch(
+            n_tokens=0,
+            token=_pointer(self._tokens, ctypes.c_int32),
+            embd=None,
+            pos=_pointer(self._positions, ctypes.c_int32),
+            n_seq_id=_pointer(self._sequence_counts, ctypes.c_int32),
+            seq_id=_pointer(self._sequence_pointers, ctypes.POINTER(ctypes.c_int32)),
+            logits=_pointer(self._wants_logits, ctypes.c_int8),
+        )
+
+    def fill(self, chunks: Sequence[Chunk]) -> tuple[Any, int]:
+        """Write the chunks and return the native batch with the number of rows of logits it asks for."""
+        begin = num_rows = 0
+        self._wants_logits[:] = 0
+        for chunk in chunks:
+            end = begin + len(chunk.tokens)
+            self._tokens[begin:end] = chunk.tokens
+            self._positions[begin:end] = np.arange(chunk.start, chunk.start + len(chunk.tokens))
+            self._sequence_ids[begin:end] = chunk.sequence_id
+            self._wants_logits[end - 1] = chunk.wants_logits
+            num_rows += chunk.wants_logits
+            begin = end
+        self._native.n_tokens = begin
+        return self._native, num_rows
+
+
+def _pointer(array: npt.NDArray[Any], element: Any) -> Any:  # noqa: ANN401 -- ctypes types
+    return array.ctypes.data_as(ctypes.POINTER(element))
+
+
+def _context_params(options: ContextOptions) -> Any:  # noqa: ANN401 -- a ctypes structure
+    params = llama_cpp.llama_context_default_params()
+    params.n_ctx = options.num_cells
+    params.n_seq_max = options.num_sequences
+    # A chunk asks for at most one row of logits; without this the output buffers are sized for a row per token.
+    params.n_outputs_max = options.num_sequences
+    params.n_batch = params.n_ubatch = options.batch_size
+    params.n_threads = params.n_threads_batch = options.num_threads
+    params.kv_unified = True
+    params.type_k = params.type_v = _CACHE_TYPES[options.kv_cache_type]
+    return params

@@ -1,0 +1,157 @@
+"""The models of this process: which exist, which are in memory, and who gets them.
+
+States: cold → loading → warm, or failed. Everything here runs on the event loop, the only writer of this state; loading
+and freeing happen in worker threads whose results come back to it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from server.core.errors import Draining, LlmspellError, ModelLoadingFailed, ModelNotFound
+from server.core.model_spec import BackendName
+from server.core.ports import ModelCard, ModelState
+from server.pool.config import ModelConfig, PoolConfig
+from server.pool.loader import LoadedModel, load_model
+from server.pool.resident import EventDispatch, Lease, Resident
+
+_log = logging.getLogger(__name__)
+
+_RETRY_AFTER_DRAINING_SECONDS = 5.0
+
+
+@dataclass(slots=True)
+class _Entry:
+    """What the pool knows about one configured model."""
+
+    name: str
+    config: ModelConfig
+    resident: Resident | None = None
+    loading: asyncio.Task[Resident] | None = None
+    has_failed: bool = False
+
+    @property
+    def state(self) -> ModelState:
+        if self.loading is not None:
+            return ModelState.LOADING
+        if self.resident is not None and self.resident.is_alive:
+            return ModelState.WARM
+        return ModelState.FAILED if self.has_failed or self.resident is not None else ModelState.COLD
+
+
+class Pool:
+    """Models by name (``llama3.1:8b``). Create it inside of a running event loop."""
+
+    def __init__(self, models: Mapping[str, ModelConfig], config: PoolConfig) -> None:
+        self._entries = {name: _Entry(name, model_config) for name, model_config in models.items()}
+        self._config = config
+        self._retiring: set[asyncio.Task[None]] = set()
+        self._is_draining = False
+
+    async def preload(self) -> None:
+        """Load the models that the configuration wants in memory from the start, one after the other.
+
+        Raises:
+            ModelLoadingFailed: one of them cannot be loaded.
+
+        """
+        for entry in self._entries.values():
+            if entry.config.preload:
+                await self._resident(entry)
+
+    async def lease(self, name: str) -> Lease:
+        """Use a model, loading it first if it is not in memory; concurrent callers share one load.
+
+        Raises:
+            ModelNotFound: no such model is configured.
+            ModelLoadingFailed: its file cannot be used.
+            Draining: the server shuts down.
+
+        """
+        entry = self._entries.get(name)
+        if entry is None:
+            raise ModelNotFound(f"The model {name!r} is not configured.", param="model")
+        return (await self._resident(entry)).lease()
+
+    def cards(self) -> list[ModelCard]:
+        """Describe all models."""
+        return [_card(entry) for entry in self._entries.values()]
+
+    def has_model(self, name: str) -> bool:
+        """Whether ``lease`` knows the name."""
+        return name in self._entries
+
+    async def close(self) -> None:
+        """Refuse new leases, fail what still runs, and free all memory."""
+        self._is_draining = True
+        for entry in self._entries.values():
+            if entry.loading is not None:
+                await asyncio.wait([entry.loading])
+            self._retire(entry)
+        if self._retiring:
+            await asyncio.wait(self._retiring)
+
+    async def _resident(self, entry: _Entry) -> Resident:
+        if self._is_draining:
+            raise Draining(
+                "The server is shutting down; send the request to it again when it is back.",
+                retry_after=_RETRY_AFTER_DRAINING_SECONDS,
+            )
+        if entry.resident is not None and entry.resident.is_alive:
+            return entry.resident
+        if entry.loading is None:
+            self._retire(entry)
+            entry.loading = asyncio.create_task(self._load(entry))
+        # A caller that goes away must not cancel the load that others wait for.
+        return await asyncio.shield(entry.loading)
+
+    async def _load(self, entry: _Entry) -> Resident:
+        dispatch = EventDispatch(asyncio.get_running_loop())
+        try:
+            model = await asyncio.to_thread(load_model, entry.config, self._config, dispatch.deliver)
+        except LlmspellError as error:
+            entry.has_failed = True
+            _log.error("local/%s: %s", entry.name, error.message)
+            raise
+        except Exception as error:
+            entry.has_failed = True
+            raise ModelLoadingFailed(f"{entry.config.path} cannot be loaded: {error}") from error
+        finally:
+            entry.loading = None
+        _log_load(entry, model)
+        entry.has_failed = False
+        entry.resident = Resident(model, dispatch)
+        return entry.resident
+
+    def _retire(self, entry: _Entry) -> None:
+        if entry.resident is not None:
+            task = asyncio.create_task(entry.resident.retire())
+            self._retiring.add(task)
+            task.add_done_callback(self._retiring.discard)
+            entry.resident = None
+
+
+def _log_load(entry: _Entry, model: LoadedModel) -> None:
+    _log.info("local/%s is loaded: %d tokens of context, %.1f s", entry.name, model.context_length, model.load_seconds)
+
+
+def _card(entry: _Entry) -> ModelCard:
+    try:
+        status = Path(entry.config.path).stat()
+        size_bytes, created = status.st_size, int(status.st_mtime)
+    except OSError:  # the file went away: the model is listed all the same, and a request says what is wrong
+        size_bytes = created = 0
+    context_length = entry.resident.model.context_length if entry.resident else entry.config.context_length
+    return ModelCard(
+        model=entry.name,
+        backend=BackendName.LLAMACPP,
+        state=entry.state,
+        created=created,
+        size_bytes=size_bytes,
+        context_length=context_length or None,
+        preload=entry.config.preload,
+    )
