@@ -1,1 +1,1 @@
-"""One file per group of routes."""
+"""One module per group of endpoints."""

@@ -1,0 +1,109 @@
+"""One request at its backend: from admission to its last event, or to the moment its client goes away."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from typing import Any, Self, TypeVar
+
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive
+
+from server.core.errors import LlmspellError
+from server.core.events import Event, Failed, Started
+from server.core.ports import Backend, EventStream
+from server.core.request import ChatRequest
+
+T = TypeVar("T")
+
+
+class Answer:
+    """An async context manager that asks a backend for an answer.
+
+    Whatever ends the block (the last event, an error, a client that went away, cancellation) ends the request at the
+    backend, too: ``__aexit__`` is the only place where requests are given up.
+    """
+
+    def __init__(self, backend: Backend, request: ChatRequest) -> None:
+        self._backend = backend
+        self._request = request
+        self._stream: EventStream | None = None
+
+    async def __aenter__(self) -> Self:
+        self._opening = asyncio.create_task(self._open())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        # a task of its own: whoever cancels this one (again) cannot keep the backend from hearing of it
+        self._closing = asyncio.create_task(self._close())
+        await asyncio.shield(self._closing)
+
+    async def opened(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 (running out of time is no error)
+        """Wait until the answer's first output is there, or for ``timeout`` seconds.
+
+        Raises:
+            LlmspellError: the backend refuses the request, or failed before any output.
+
+        """
+        await asyncio.wait({self._opening}, timeout=timeout)
+        if self._opening.done():
+            self._opening.result()
+
+    async def batches(self) -> AsyncIterator[Sequence[Event]]:
+        """Yield the events; a refusal or an early failure is an event here, like any other failure."""
+        try:
+            yield await self._opening
+        except LlmspellError as error:
+            yield (Failed(error),)
+            return
+        if self._stream is not None:
+            async for batch in self._stream:
+                yield batch
+
+    async def _close(self) -> None:
+        await _cancel(self._opening)
+        if self._stream is not None:
+            await self._stream.aclose()
+
+    async def _open(self) -> Sequence[Event]:
+        self._stream = await self._backend.chat(self._request)
+        early: list[Event] = []
+        async for batch in self._stream:
+            early.extend(batch)
+            if not all(isinstance(event, Started) for event in batch):
+                break
+        for event in early:
+            if isinstance(event, Failed):
+                raise event.error
+        return early
+
+
+async def run_while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
+    """Run ``work``, whose request body has been read, unless the client goes away first.
+
+    Raises:
+        ClientDisconnect: the client went away; ``work`` was cancelled and has ended.
+
+    """
+    worker = asyncio.create_task(work)
+    watcher = asyncio.create_task(_disconnected(receive))
+    try:
+        await asyncio.wait({worker, watcher}, return_when=asyncio.FIRST_COMPLETED)
+        if worker.done():
+            return worker.result()
+        raise ClientDisconnect
+    finally:
+        await _cancel(watcher)
+        await _cancel(worker)
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _cancel(task: asyncio.Task[Any]) -> None:
+    task.cancel()
+    await asyncio.wait({task})
+    if not task.cancelled():
+        task.exception()  # mark it as seen: whoever waited for the result has had it

@@ -1,0 +1,192 @@
+"""From events to what OpenAI's clients read: chunks of a stream, or one completion object. Pure."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from server import __version__
+from server.api.errors import error_event
+from server.api.responses import dump_json
+from server.core.errors import BackendError, LlmspellError
+from server.core.events import ChoiceFinished, Event, Failed, Finished, TextDelta, TokenLogprob, Usage
+
+STREAM_END = b"data: [DONE]\n\n"
+_ENDED_EARLY = "The backend ended the answer without saying why; try again."
+_MIN_LOGPROB = -9999.0
+"""What OpenAI sends for a token that is all but impossible; JSON has no infinity."""
+
+
+@dataclass(frozen=True, slots=True)
+class CompletionHead:
+    """What all chunks of a completion have in common; ``model`` is what the client sent."""
+
+    model: str
+    system_fingerprint: str
+    id: str = field(default_factory=lambda: f"chatcmpl-{uuid.uuid4().hex}")
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    def to_wire(self, kind: Literal["chat.completion", "chat.completion.chunk"]) -> dict[str, object]:
+        """Build the fields that a completion object or chunk begins with."""
+        return {
+            "id": self.id,
+            "object": kind,
+            "created": self.created,
+            "model": self.model,
+            "service_tier": "default",
+            "system_fingerprint": self.system_fingerprint,
+        }
+
+
+def system_fingerprint(model: str) -> str:
+    """Name what influences answers besides the request: this server's version and the model."""
+    return "fp_" + hashlib.sha256(f"{__version__} {model}".encode()).hexdigest()[:10]
+
+
+class ChunkEncoder:
+    """Frames events as server-sent chunks; the constant parts of a chunk are serialized once per stream.
+
+    Once nothing may follow, ``usage`` says what a complete answer took, or ``failure`` why there is none.
+    """
+
+    def __init__(self, head: CompletionHead, n: int, *, include_usage: bool) -> None:
+        self._start = b"data: " + dump_json(head.to_wire("chat.completion.chunk"))[:-1] + b',"choices":['
+        self._end = b'],"usage":null}\n\n' if include_usage else b"]}\n\n"
+        self._include_usage = include_usage
+        self._n = n
+        self._text_starts = [b'%b{"index":%d,"delta":{"content":' % (self._start, index) for index in range(n)]
+        self._text_end = b'},"logprobs":null,"finish_reason":null}' + self._end
+        self.usage: Usage | None = None
+        self.failure: LlmspellError | None = None
+
+    @property
+    def ended(self) -> bool:
+        """Whether the last event has been framed."""
+        return self.usage is not None or self.failure is not None
+
+    def opening(self) -> bytes:
+        """Frame the chunks that announce each choice."""
+        delta = b'{"role":"assistant","content":"","refusal":null}'
+        return b"".join(self._chunk(index, delta, b"null", b"null") for index in range(self._n))
+
+    def encode(self, batch: Sequence[Event]) -> bytes:
+        """Frame a batch of events; empty when they hold nothing for the client."""
+        return b"".join([self._encode(event) for event in batch])
+
+    def closing(self) -> bytes:
+        """Frame what is missing when the events have ended: nothing, unless the backend broke its promise."""
+        return b"" if self.ended else self._encode(Failed(BackendError(_ENDED_EARLY)))
+
+    def _encode(self, event: Event) -> bytes:
+        if isinstance(event, TextDelta):
+            if not event.logprobs:
+                return self._text_starts[event.index] + dump_json(event.text) + self._text_end
+            delta = b'{"content":' + dump_json(event.text) + b"}"
+            return self._chunk(event.index, delta, dump_json(_logprobs(event.logprobs)), b"null")
+        if isinstance(event, ChoiceFinished):
+            return self._chunk(event.index, b"{}", b"null", dump_json(event.reason.value))
+        if isinstance(event, Finished):
+            self.usage = event.usage
+            return self._usage_chunk(event.usage) + STREAM_END
+        if isinstance(event, Failed):
+            self.failure = event.error
+            return error_event(event.error)
+        return b""
+
+    def _chunk(self, index: int, delta: bytes, logprobs: bytes, finish_reason: bytes) -> bytes:
+        choice = b'{"index":%d,"delta":%b,"logprobs":%b,"finish_reason":%b}' % (index, delta, logprobs, finish_reason)
+        return self._start + choice + self._end
+
+    def _usage_chunk(self, usage: Usage) -> bytes:
+        if not self._include_usage:
+            return b""
+        return self._start + b'],"usage":' + dump_json(_usage(usage)) + b"}\n\n"
+
+
+class CompletionCollector:
+    """Gathers events into one completion object."""
+
+    def __init__(self, head: CompletionHead, n: int, *, logprobs: bool) -> None:
+        self._head = head
+        self._choices = [_Choice(index) for index in range(n)]
+        self._logprobs = logprobs
+        self.usage: Usage | None = None
+
+    def add(self, batch: Sequence[Event]) -> None:
+        """Take the next events.
+
+        Raises:
+            LlmspellError: the answer failed.
+
+        """
+        for event in batch:
+            if isinstance(event, TextDelta):
+                choice = self._choices[event.index]
+                choice.texts.append(event.text)
+                choice.logprobs.extend(event.logprobs)
+            elif isinstance(event, ChoiceFinished):
+                self._choices[event.index].finish_reason = event.reason.value
+            elif isinstance(event, Finished):
+                self.usage = event.usage
+            elif isinstance(event, Failed):
+                raise event.error
+
+    def result(self) -> dict[str, object]:
+        """Build the completion object once all events are in.
+
+        Raises:
+            BackendError: the events ended before the answer was complete.
+
+        """
+        if self.usage is None:
+            raise BackendError(_ENDED_EARLY)
+        choices = [choice.to_wire(with_logprobs=self._logprobs) for choice in self._choices]
+        return {**self._head.to_wire("chat.completion"), "choices": choices, "usage": _usage(self.usage)}
+
+
+@dataclass(slots=True)
+class _Choice:
+    index: int
+    texts: list[str] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    finish_reason: str | None = None
+
+    def to_wire(self, *, with_logprobs: bool) -> dict[str, object]:
+        return {
+            "index": self.index,
+            "message": {"role": "assistant", "content": "".join(self.texts), "refusal": None, "annotations": []},
+            "logprobs": _logprobs(self.logprobs) if with_logprobs else None,
+            "finish_reason": self.finish_reason,
+        }
+
+
+def _logprobs(tokens: Sequence[TokenLogprob]) -> dict[str, object]:
+    content = [{**_token(token), "top_logprobs": [_token(other) for other in token.top]} for token in tokens]
+    return {"content": content, "refusal": None}
+
+
+def _token(token: TokenLogprob) -> dict[str, object]:
+    return {
+        "token": token.token,
+        "logprob": max(token.logprob, _MIN_LOGPROB),
+        "bytes": list(token.token_bytes),
+    }
+
+
+def _usage(usage: Usage) -> dict[str, object]:
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens, "audio_tokens": 0},
+        "completion_tokens_details": {
+            "reasoning_tokens": 0,
+            "audio_tokens": 0,
+            "accepted_prediction_tokens": 0,
+            "rejected_prediction_tokens": 0,
+        },
+    }

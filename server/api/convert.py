@@ -1,0 +1,224 @@
+"""From the wire to ``core.request``: what the values mean, and whether they go together. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import ValidationError
+
+from server.api.config import ApiConfig
+from server.api.errors import invalid_body
+from server.api.schemas import ChatCompletionBody, WireContentPart, WireMessage
+from server.core.errors import InvalidRequest, UnsupportedParameter
+from server.core.model_spec import ModelSpec
+from server.core.request import ChatRequest, Message, Role, SamplingParameters, ToolCall
+
+_TOKEN_ID = re.compile(r"[0-9]{1,10}\Z")
+_MAX_TOKEN_ID = 2**31 - 1
+_MAX_METADATA, _MAX_METADATA_KEY_LEN, _MAX_METADATA_VALUE_LEN = 16, 64, 512
+_UNSERVED_PARTS = frozenset({"image_url", "input_audio", "file", "video_url"})
+
+
+def parse_chat_body(body: bytes) -> ChatCompletionBody:
+    """Parse a request body, whatever its content type says.
+
+    Raises:
+        InvalidRequest: the body is not JSON, or not of the right shape; the message names the first wrong field.
+
+    """
+    try:
+        return ChatCompletionBody.model_validate_json(body)
+    except ValidationError as error:
+        raise invalid_body(error) from None
+
+
+def to_chat_request(body: ChatCompletionBody, spec: ModelSpec, config: ApiConfig) -> ChatRequest:
+    """Check what the types alone cannot say, and build what a backend gets.
+
+    Raises:
+        InvalidRequest: values are over a limit, or contradict each other.
+        UnsupportedParameter: a message holds something else than text.
+
+    """
+    _check_stream_options(body)
+    _check_metadata(body.metadata)
+    if len(body.messages) > config.max_messages:
+        raise InvalidRequest(
+            f"Invalid value for 'messages': {len(body.messages)} messages, at most {config.max_messages} are accepted.",
+            param="messages",
+        )
+    return ChatRequest(
+        spec=spec,
+        messages=tuple(_to_message(message, f"messages[{index}]") for index, message in enumerate(body.messages)),
+        sampling=_to_sampling(body, config),
+        max_tokens=_max_tokens(body),
+        stop=_stop_strings(body.stop, config),
+        n=_number_of_choices(body.n, config),
+        top_logprobs=_top_logprobs(body),
+    )
+
+
+def _check_stream_options(body: ChatCompletionBody) -> None:
+    if body.stream_options is not None and not body.stream:
+        raise InvalidRequest(
+            "The 'stream_options' parameter is only allowed when 'stream' is true.", param="stream_options"
+        )
+
+
+def _check_metadata(metadata: Mapping[str, Any] | None) -> None:
+    if not metadata:
+        return
+    if len(metadata) > _MAX_METADATA:
+        raise InvalidRequest(
+            f"Invalid value for 'metadata': {len(metadata)} entries, at most {_MAX_METADATA} are accepted.",
+            param="metadata",
+        )
+    for key, value in metadata.items():
+        if len(key) > _MAX_METADATA_KEY_LEN:
+            raise InvalidRequest(
+                f"Invalid key in 'metadata': at most {_MAX_METADATA_KEY_LEN} characters are accepted.", param="metadata"
+            )
+        if not isinstance(value, str) or len(value) > _MAX_METADATA_VALUE_LEN:
+            raise InvalidRequest(
+                f"Invalid value for 'metadata.{key}': expected a string of <= {_MAX_METADATA_VALUE_LEN} characters.",
+                param=f"metadata.{key}",
+            )
+
+
+def _to_message(message: WireMessage, path: str) -> Message:
+    role = Role(message.role)
+    if message.tool_calls and role is not Role.ASSISTANT:
+        raise InvalidRequest(
+            f"Invalid value for '{path}.tool_calls': only assistant messages call tools.", param=f"{path}.tool_calls"
+        )
+    if role is Role.TOOL and not message.tool_call_id:
+        raise InvalidRequest(f"Missing required parameter: '{path}.tool_call_id'.", param=f"{path}.tool_call_id")
+    return Message(
+        role=role,
+        content=_content(message, path),
+        name=message.name,
+        tool_calls=tuple(
+            ToolCall(id=call.id, name=call.function.name, arguments=call.function.arguments)
+            for call in message.tool_calls or ()
+        ),
+        tool_call_id=message.tool_call_id,
+    )
+
+
+def _content(message: WireMessage, path: str) -> str:
+    if isinstance(message.content, str):
+        return message.content
+    path = f"{path}.content"
+    if message.content is not None:
+        return _join_parts(message.content, message.role, path)
+    if message.role == "assistant" and (message.tool_calls or message.refusal):
+        return message.refusal or ""
+    raise InvalidRequest(
+        f"Invalid type for '{path}': expected a string or an array of content parts, but got null.", param=path
+    )
+
+
+def _join_parts(parts: Sequence[WireContentPart], role: str, path: str) -> str:
+    if not parts:
+        raise InvalidRequest(
+            f"Invalid value for '{path}': expected an array with at least 1 element, but got an empty array.",
+            param=path,
+        )
+    return "\n".join(_part_text(part, role, f"{path}[{index}]") for index, part in enumerate(parts))
+
+
+def _part_text(part: WireContentPart, role: str, path: str) -> str:
+    if part.type in _UNSERVED_PARTS:
+        raise UnsupportedParameter(
+            f"Unsupported content: '{path}' is of type {part.type}, but this server takes text only.", param=path
+        )
+    is_refusal = part.type == "refusal" and role == "assistant"
+    if part.type != "text" and not is_refusal:
+        raise InvalidRequest(f"Invalid value for '{path}.type': supported values are 'text'.", param=f"{path}.type")
+    text = part.refusal if is_refusal else part.text
+    if text is None:
+        raise InvalidRequest(f"Missing required parameter: '{path}.{part.type}'.", param=f"{path}.{part.type}")
+    return text
+
+
+def _to_sampling(body: ChatCompletionBody, config: ApiConfig) -> SamplingParameters:
+    defaults = SamplingParameters()
+    return SamplingParameters(
+        temperature=_given(body.temperature, defaults.temperature),
+        top_p=_given(body.top_p, defaults.top_p),
+        top_k=defaults.top_k if body.top_k is None else body.top_k,
+        min_p=_given(body.min_p, defaults.min_p),
+        frequency_penalty=_given(body.frequency_penalty, defaults.frequency_penalty),
+        presence_penalty=_given(body.presence_penalty, defaults.presence_penalty),
+        repeat_penalty=_given(body.repeat_penalty, defaults.repeat_penalty),
+        logit_bias=_logit_bias(body.logit_bias or {}, config),
+        ignore_eos=bool(body.ignore_eos),
+        seed=body.seed,
+    )
+
+
+def _given(value: float | None, default: float) -> float:
+    return default if value is None else value
+
+
+def _logit_bias(bias: Mapping[str, Any], config: ApiConfig) -> tuple[tuple[int, float], ...]:
+    if len(bias) > config.max_logit_bias:
+        raise InvalidRequest(
+            f"Invalid value for 'logit_bias': {len(bias)} entries, at most {config.max_logit_bias} are accepted.",
+            param="logit_bias",
+        )
+    return tuple(_bias(token, value) for token, value in bias.items())
+
+
+def _bias(token: str, value: object) -> tuple[int, float]:
+    if not _TOKEN_ID.match(token) or int(token) > _MAX_TOKEN_ID:
+        raise InvalidRequest(
+            f"Invalid key in 'logit_bias': {token[:64]!r} is not a token id; write it as a decimal integer.",
+            param="logit_bias",
+        )
+    if isinstance(value, bool) or not isinstance(value, int | float) or not -100 <= value <= 100:
+        raise InvalidRequest(
+            f"Invalid value for 'logit_bias.{token}': expected a number from -100 to 100.", param=f"logit_bias.{token}"
+        )
+    return int(token), float(value)
+
+
+def _max_tokens(body: ChatCompletionBody) -> int | None:
+    newer, older = body.max_completion_tokens, body.max_tokens
+    if newer is not None and older is not None and newer != older:
+        raise InvalidRequest(
+            "'max_tokens' and 'max_completion_tokens' differ; send 'max_completion_tokens' only.", param="max_tokens"
+        )
+    return older if newer is None else newer
+
+
+def _stop_strings(stop: str | list[str] | None, config: ApiConfig) -> tuple[str, ...]:
+    strings = () if stop is None else (stop,) if isinstance(stop, str) else tuple(stop)
+    if len(strings) > config.max_stop_sequences:
+        raise InvalidRequest(
+            f"Invalid value for 'stop': {len(strings)} strings, at most {config.max_stop_sequences} are accepted.",
+            param="stop",
+        )
+    for index, string in enumerate(strings):
+        if not 1 <= len(string) <= config.max_stop_len:
+            path = "stop" if isinstance(stop, str) else f"stop[{index}]"
+            raise InvalidRequest(
+                f"Invalid value for '{path}': expected a string of 1 to {config.max_stop_len} characters.", param=path
+            )
+    return strings
+
+
+def _number_of_choices(n: int | None, config: ApiConfig) -> int:
+    if n is not None and n > config.max_n:
+        raise InvalidRequest(f"Invalid value for 'n': expected a value <= {config.max_n}.", param="n")
+    return n or 1
+
+
+def _top_logprobs(body: ChatCompletionBody) -> int | None:
+    if body.logprobs:
+        return body.top_logprobs or 0
+    if body.top_logprobs:
+        raise InvalidRequest("'top_logprobs' requires 'logprobs' to be true.", param="top_logprobs")
+    return None

@@ -1,0 +1,49 @@
+"""``POST /v1/chat/completions``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from server.api.answer import Answer, run_while_connected
+from server.api.completion import ChunkEncoder, CompletionCollector, CompletionHead, system_fingerprint
+from server.api.convert import parse_chat_body, to_chat_request
+from server.api.middleware import note_access
+from server.api.responses import JsonResponse
+from server.api.services import services_of
+from server.api.sse import AnswerStream
+from server.api.unsupported import ignored_header, refuse_or_list_unsupported
+
+routes = APIRouter(tags=["Chat"])
+
+
+@routes.post("/v1/chat/completions", response_class=Response)
+async def create_chat_completion(request: Request) -> Response:
+    """Answer a conversation, whole or as a stream of server-sent events."""
+    services = services_of(request)
+    body = parse_chat_body(await request.body())
+    note_access(request.scope, model=repr(body.model[:256]))
+    headers = ignored_header(refuse_or_list_unsupported(body, services.config))
+    backend, spec = await services.router.resolve(body.model)
+    chat_request = to_chat_request(body, spec, services.config)
+    head = CompletionHead(model=body.model, system_fingerprint=system_fingerprint(str(spec)))
+    answer = Answer(backend, chat_request)
+    if body.stream:
+        include_usage = bool(body.stream_options and body.stream_options.include_usage)
+        encoder = ChunkEncoder(head, chat_request.n, include_usage=include_usage)
+        return AnswerStream(answer, encoder, services.config, headers)
+    collector = CompletionCollector(head, chat_request.n, logprobs=chat_request.top_logprobs is not None)
+    return await run_while_connected(request.receive, _whole_answer(request, answer, collector, headers))
+
+
+async def _whole_answer(
+    request: Request, answer: Answer, collector: CompletionCollector, headers: Mapping[str, str]
+) -> Response:
+    async with answer:
+        async for batch in answer.batches():
+            collector.add(batch)
+    if usage := collector.usage:
+        note_access(request.scope, prompt_tokens=usage.prompt_tokens, completion_tokens=usage.completion_tokens)
+    return JsonResponse(collector.result(), headers=headers)

@@ -1,0 +1,46 @@
+"""Probes for orchestrators and load balancers, and a signpost at ``/``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from http import HTTPStatus
+from typing import Literal
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from server.api.responses import JsonResponse
+from server.api.services import services_of
+from server.core.ports import ModelState
+
+routes = APIRouter(tags=["Health"])
+
+
+@routes.api_route("/health/live", methods=["GET", "HEAD"], response_class=Response, include_in_schema=False)
+async def live() -> Response:
+    """Answer 200 as long as the process serves requests at all."""
+    return JsonResponse({"status": "live"})
+
+
+@routes.api_route("/health", methods=["GET", "HEAD"], response_class=Response, include_in_schema=False)
+@routes.api_route("/health/ready", methods=["GET", "HEAD"], response_class=Response, include_in_schema=False)
+async def ready(request: Request) -> Response:
+    """Answer 200 when all preloaded models can answer, else 503 with their states."""
+    listed = await services_of(request).router.models()
+    states = {model.id: model.card.state for model in listed if model.card.preload}
+    status = _overall(states.values())
+    code = HTTPStatus.OK if status == "ready" else HTTPStatus.SERVICE_UNAVAILABLE
+    return JsonResponse({"status": status, "models": {name: state.value for name, state in states.items()}}, code)
+
+
+@routes.get("/", response_class=Response, include_in_schema=False)
+async def signpost() -> Response:
+    """Say where things are."""
+    return JsonResponse({"name": "llmspell", "models": "/v1/models", "documentation": "/docs"})
+
+
+def _overall(states: Iterable[ModelState]) -> Literal["ready", "loading", "failed"]:
+    present = set(states)
+    if ModelState.FAILED in present:
+        return "failed"
+    return "ready" if present <= {ModelState.WARM} else "loading"

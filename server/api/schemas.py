@@ -1,0 +1,128 @@
+"""The wire types of the OpenAI API: what a request body may look like before anyone asks what it means.
+
+Types are strict (a string is not a number, a bool is not an integer), and keys that are not listed here are kept aside
+in ``model_extra`` for ``server.api.unsupported`` to judge. What depends on the configuration or on several fields is
+checked in ``server.api.convert``.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+
+_INT32_MAX = 2**31 - 1
+_INT64_MIN, _INT64_MAX = -(2**63), 2**63 - 1
+
+# Pydantic puts the tag of a union's branch into the location of an error; `server.api.errors` takes these out again.
+STRING, ARRAY = "(string)", "(array)"
+UNION_TAGS = frozenset({STRING, ARRAY})
+
+
+def _string_or_array(value: object) -> str | None:
+    if isinstance(value, str):
+        return STRING
+    return ARRAY if isinstance(value, list) else None
+
+
+def _choice(expected: str) -> Discriminator:
+    return Discriminator(_string_or_array, custom_error_type="wrong_type", custom_error_message=expected)
+
+
+class WireModel(BaseModel):
+    """Base of all request types."""
+
+    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False, frozen=True)
+
+
+class WireContentPart(WireModel):
+    """One part of a message's content; only ``text`` (and an assistant's ``refusal``) can be served."""
+
+    type: str
+    text: str | None = None
+    refusal: str | None = None
+
+
+class WireFunctionCall(WireModel):
+    """The function that an assistant called, with its arguments as JSON text."""
+
+    name: str = Field(min_length=1)
+    arguments: str
+
+
+class WireToolCall(WireModel):
+    """A tool call of an earlier assistant message."""
+
+    id: str
+    type: Literal["function"] = "function"
+    function: WireFunctionCall
+
+
+_Parts = Annotated[list[WireContentPart], Field(fail_fast=True)]
+Content = Annotated[
+    Annotated[str, Tag(STRING)] | Annotated[_Parts, Tag(ARRAY)],
+    _choice("a string or an array of content parts"),
+]
+
+
+class WireMessage(WireModel):
+    """One message of the conversation."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: Content | None = None
+    name: str | None = None
+    refusal: str | None = None
+    tool_calls: Annotated[list[WireToolCall], Field(fail_fast=True)] | None = None
+    tool_call_id: str | None = None
+
+
+class WireStreamOptions(WireModel):
+    """Options of a streamed answer."""
+
+    include_usage: bool | None = Field(
+        default=None, description="Send a last chunk without choices that carries the usage of the whole request."
+    )
+
+
+class ChatCompletionBody(WireModel):
+    """Body of ``POST /v1/chat/completions``."""
+
+    model: str = Field(description="A model spec such as local/llama3.1:8b, or an alias; GET /v1/models lists them.")
+    messages: Annotated[list[WireMessage], Field(fail_fast=True, min_length=1)]
+    stream: bool | None = None
+    stream_options: WireStreamOptions | None = None
+    max_tokens: int | None = Field(default=None, ge=1, le=_INT32_MAX, description="Older name of the next one.")
+    max_completion_tokens: int | None = Field(default=None, ge=1, le=_INT32_MAX)
+    temperature: float | None = Field(default=None, ge=0, le=2)
+    top_p: float | None = Field(default=None, ge=0, le=1)
+    seed: int | None = Field(default=None, ge=_INT64_MIN, le=_INT64_MAX)
+    stop: (
+        Annotated[
+            Annotated[str, Tag(STRING)] | Annotated[Annotated[list[str], Field(fail_fast=True)], Tag(ARRAY)],
+            _choice("a string or an array of strings"),
+        ]
+        | None
+    ) = None
+    n: int | None = Field(default=None, ge=1)
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(default=None, ge=0, le=20)
+    # values are checked one by one in `convert`: a million wrong ones must not become a million error records
+    logit_bias: dict[str, Any] | None = Field(
+        default=None,
+        description="Token ids (as strings) and what to add to their logits, from -100 to 100.",
+        json_schema_extra={"additionalProperties": {"type": "number", "minimum": -100, "maximum": 100}},
+    )
+    frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
+    presence_penalty: float | None = Field(default=None, ge=-2, le=2)
+    user: str | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    metadata: dict[str, Any] | None = Field(
+        default=None,
+        description="At most 16 strings with keys of at most 64 and values of at most 512 characters.",
+        json_schema_extra={"additionalProperties": {"type": "string", "maxLength": 512}},
+    )
+    top_k: int | None = Field(default=None, ge=0, le=_INT32_MAX, description="Extension of llama.cpp; 0 is off.")
+    min_p: float | None = Field(default=None, ge=0, le=1, description="Extension of llama.cpp; 0 is off.")
+    repeat_penalty: float | None = Field(default=None, ge=0.1, le=10, description="Extension of llama.cpp; 1 is off.")
+    ignore_eos: bool | None = Field(default=None, description="Extension of llama.cpp: go on until max_tokens.")

@@ -1,0 +1,91 @@
+"""Uvicorn on a real port, and a client that can say what no well-behaved client says."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+
+CHAT = "/v1/chat/completions"
+HELLO: dict[str, Any] = {"model": "local/demo", "messages": [{"role": "user", "content": "Hi"}]}
+
+
+@dataclass(frozen=True)
+class Reply:
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def error(self) -> dict[str, Any]:
+        return dict(json.loads(self.body)["error"])
+
+
+def http_request(body: bytes, path: str = CHAT, method: str = "POST", headers: str = "") -> bytes:
+    return f"{method} {path} HTTP/1.1\r\nhost: test\r\ncontent-length: {len(body)}\r\n{headers}\r\n".encode() + body
+
+
+class Connection:
+    """One connection, byte by byte."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+
+    async def send(self, data: bytes) -> None:
+        self.writer.write(data)
+        await self.writer.drain()
+
+    async def head(self) -> tuple[int, dict[str, str]]:
+        head = (await asyncio.wait_for(self.reader.readuntil(b"\r\n\r\n"), 10)).decode().split("\r\n")
+        headers = dict(line.lower().split(": ", 1) for line in head[1:] if line)
+        return int(head[0].split()[1]), headers
+
+    async def reply(self) -> Reply:
+        status, headers = await self.head()
+        return Reply(status, headers, await self.reader.readexactly(int(headers["content-length"])))
+
+    async def ask(self, body: bytes, **request: str) -> Reply:
+        await self.send(http_request(body, **request))
+        return await self.reply()
+
+    async def close(self) -> None:
+        self.writer.close()
+        await self.writer.wait_closed()
+
+
+@dataclass(frozen=True)
+class Served:
+    port: int
+    server: uvicorn.Server
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @asynccontextmanager
+    async def connect(self) -> AsyncIterator[Connection]:
+        connection = Connection(*await asyncio.open_connection("127.0.0.1", self.port))
+        try:
+            yield connection
+        finally:
+            await connection.close()
+
+
+@asynccontextmanager
+async def serving(app: FastAPI, patience_seconds: int = 5) -> AsyncIterator[Served]:
+    listener = socket.create_server(("127.0.0.1", 0))  # already listens: clients need not wait for the server
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=patience_seconds))
+    task = asyncio.create_task(server.serve(sockets=[listener]))
+    try:
+        yield Served(listener.getsockname()[1], server)
+    finally:
+        server.should_exit = True
+        await task

@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from server.core.batch import Chunk
+from server.core.errors import BackendError
+from server.llama.model import ContextOptions, LlamaModel
+from server.llama.runner import LlamaRunner, Logits
+
+PROMPT = list(range(20, 60))
+
+
+def last_logits(runner: LlamaRunner, sequence_id: int, tokens: list[int], start: int = 0) -> Logits:
+    chunk = Chunk(sequence_id, start, tokens, wants_logits=True)
+    return np.array(runner.decode([chunk])[0])
+
+
+def test_rows_belong_to_the_chunks_that_want_them_in_order(runner: LlamaRunner) -> None:
+    alone = [last_logits(runner, sequence_id, PROMPT[: 5 + sequence_id]) for sequence_id in (0, 2)]
+    for sequence_id in range(3):
+        runner.clear(sequence_id)
+
+    rows = runner.decode([Chunk(i, 0, PROMPT[: 5 + i], wants_logits=i != 1) for i in range(3)])
+
+    assert rows.shape == (2, runner.shape.vocabulary_size)
+    np.testing.assert_allclose(rows, alone, atol=2e-3)
+
+
+def test_chunked_prompt_gives_the_logits_of_a_whole_one(runner: LlamaRunner) -> None:
+    whole = last_logits(runner, 0, PROMPT)
+
+    assert runner.decode([Chunk(1, 0, PROMPT[:7], wants_logits=False)]).shape[0] == 0
+    runner.decode([Chunk(1, 7, PROMPT[7:30], wants_logits=False)])
+
+    np.testing.assert_allclose(last_logits(runner, 1, PROMPT[30:], start=30), whole, atol=2e-3)
+
+
+@pytest.mark.parametrize("length", [1, 10, 39, 40])
+@pytest.mark.parametrize("target", [0, 3])
+def test_shared_prefix_is_exact_or_refused(runner: LlamaRunner, length: int, target: int) -> None:
+    continuation = [100, 101, 102]
+    expected = last_logits(runner, 1, PROMPT[:length] + continuation)
+    last_logits(runner, 0, PROMPT)
+
+    if runner.share_prefix(0, target, length):
+        shared = last_logits(runner, target, continuation, start=length)
+    else:
+        shared = last_logits(runner, target, PROMPT[:length] + continuation)
+
+    np.testing.assert_allclose(shared, expected, atol=2e-3)
+
+
+def test_prefix_of_a_sequence_that_goes_on_is_not_disturbed(runner: LlamaRunner) -> None:
+    expected = last_logits(runner, 1, [*PROMPT, 100])
+    last_logits(runner, 0, PROMPT)
+
+    if runner.share_prefix(0, 2, 20):
+        last_logits(runner, 2, [7, 8, 9], start=20)
+
+    np.testing.assert_allclose(last_logits(runner, 0, [100], start=len(PROMPT)), expected, atol=2e-3)
+
+
+def test_sharing_more_than_there_is_is_refused(runner: LlamaRunner) -> None:
+    last_logits(runner, 0, PROMPT[:5])
+
+    assert not runner.share_prefix(0, 1, 6)
+    np.testing.assert_allclose(last_logits(runner, 1, PROMPT[:5]), last_logits(runner, 2, PROMPT[:5]), atol=2e-3)
+
+
+def test_dense_model_shares_every_prefix(dense_path: Path) -> None:
+    model = LlamaModel.load(dense_path, n_gpu_layers=0)
+    runner = LlamaRunner(model, ContextOptions(2, 256, 256, 64, threads=1))
+    last_logits(runner, 0, PROMPT)
+
+    assert all(runner.share_prefix(0, 1, length) for length in (1, 20, len(PROMPT)))
+
+    runner.close()
+    model.close()
+
+
+def test_full_cache_is_an_error_and_leaves_a_usable_runner(dense_path: Path) -> None:
+    model = LlamaModel.load(dense_path, n_gpu_layers=0)
+    runner = LlamaRunner(model, ContextOptions(2, 256, 256, 64, threads=1))
+    expected = last_logits(runner, 0, PROMPT)
+    runner.clear(0)
+    for start in range(0, 256, 64):
+        runner.decode([Chunk(0, start, [5] * 64, wants_logits=False)])
+
+    with pytest.raises(BackendError, match="no free KV cells"):
+        runner.decode([Chunk(1, 0, PROMPT, wants_logits=True)])
+    runner.clear(0)
+    runner.clear(1)
+
+    np.testing.assert_allclose(last_logits(runner, 1, PROMPT), expected, atol=2e-3)
+    runner.close()
+    model.close()
