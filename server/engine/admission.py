@@ -44,8 +44,8 @@ class Admission:
                     f"The model already has {self._num_inside} completions running or waiting; try again shortly.",
                     retry_after=min(max(self._mean_seconds, 1.0), _LONGEST_RETRY_SECONDS),
                 )
-            self._num_inside += num_sequences
             yield
+            self._num_inside += num_sequences
 
     def leave(self, num_sequences: int, seconds: float) -> None:
         """Note that a request left after ``seconds``."""

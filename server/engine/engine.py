@@ -18,11 +18,11 @@ from queue import Empty, SimpleQueue
 
 import numpy as np
 
-from server.core.errors import BackendError, InvalidRequest, LlmspellError
+from server.core.errors import BackendError, ContextLengthExceeded, InvalidRequest, LlmspellError
 from server.core.events import Event, Failed, Started
 from server.engine.admission import Admission
 from server.engine.prefix_cache import PrefixCache
-from server.engine.runner import Chunk, Logits, Runner, Tokens, Vocabulary
+from server.engine.runner import Chunk, Logits, Runner, RunnerShape, Tokens, Vocabulary
 from server.engine.scheduler import Gap, PromptBudget, schedule
 from server.engine.sequence import Generation, GenerationRequest, Sequence
 
@@ -85,6 +85,7 @@ class Engine:
         self._generations: dict[int, Generation] = {}
         self._waiting: deque[Sequence] = deque()
         self._running: dict[int, Sequence] = {}
+        self._num_reserved = 0
         self._is_closing = False
         self._ids = count(1)
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -108,20 +109,22 @@ class Engine:
         """Queue a request and return its generation id; events follow through ``deliver``.
 
         Raises:
-            InvalidRequest: more choices than the model computes at once.
+            InvalidRequest: more choices than the model computes at once, or no prompt.
+            ContextLengthExceeded: more tokens than the model can hold: such a request would wait for ever.
             QueueFull: too many requests wait already.
             BackendError: the engine is closed or has failed.
 
         """
-        if request.n > self._shape.num_sequences:
-            raise InvalidRequest(f"n may be at most {self._shape.num_sequences} for this model.", param="n")
+        _check(request, self._shape)
+        generation = Generation(next(self._ids), request, self._clock())
+        # Built here, so that what is wrong with a request is its sender's problem and not the engine's.
+        generation.sequences = [Sequence(generation, index, self._vocabulary) for index in range(request.n)]
         with self._admission.entering(request.n):
-            generation = Generation(next(self._ids), request, self._clock())
             self._inbox.put(generation)
         return generation.generation_id
 
     def abort(self, generation_id: int) -> None:
-        """Drop a generation in whatever state it is; its cells are free after the current step, no event follows."""
+        """Drop a generation in whatever state it is: nothing more is computed or said after the current step."""
         self._inbox.put(_Abort(generation_id))
 
     def close(self, timeout: float | None = None) -> bool:
@@ -135,6 +138,8 @@ class Engine:
     def step(self, *, wait: bool) -> None:
         """Do one round of work; with ``wait``, block until there is something to do."""
         self._drain_inbox(wait=wait)
+        if self._is_closing:
+            return  # what still runs is failed, not computed any further
         self._admit()
         chunks = self._schedule()
         if chunks:
@@ -167,7 +172,6 @@ class Engine:
         match command:
             case Generation():
                 self._generations[command.generation_id] = command
-                command.sequences = [Sequence(command, i, self._vocabulary) for i in range(command.request.n)]
                 self._waiting.extend(command.sequences)
             case _Abort():
                 generation = self._generations.pop(command.generation_id, None)
@@ -175,10 +179,6 @@ class Engine:
                     self._retire(generation)
             case _Close():
                 self._is_closing = True
-
-    @property
-    def _num_reserved(self) -> int:
-        return sum(sequence.num_reserved for sequence in self._running.values())
 
     def _admit(self) -> None:
         """Move sequences from the queue into cells, in order, as far as both sequences and cells are free."""
@@ -201,6 +201,7 @@ class Engine:
             return False
         sequence.sequence_id = claim.sequence_id
         self._running[claim.sequence_id] = sequence
+        self._num_reserved += sequence.num_reserved
         if claim.length and self._runner.share_prefix(claim.source, claim.sequence_id, claim.length):
             sequence.num_computed = claim.length
         else:
@@ -251,30 +252,31 @@ class Engine:
         self._budget.observe(num_decodes=num_decodes, num_prompt_tokens=num_prompt_tokens, seconds=seconds)
 
     def _apply(self, chunks: list[Chunk], rows: Logits) -> None:
-        row = 0
-        for chunk in chunks:
-            sequence = self._running.get(chunk.sequence_id)
-            row += chunk.wants_logits
-            if sequence is None:
-                continue  # a sibling failed earlier in this loop and took the whole generation along
+        computed = [self._running[chunk.sequence_id] for chunk in chunks]
+        # All cells are filled now. Noting that first keeps the accounts right when a failure below releases siblings.
+        for sequence, chunk in zip(computed, chunks, strict=True):
+            is_prompt = not sequence.is_decoding
             sequence.num_computed += len(chunk.tokens)
-            if not sequence.is_decoding or sequence.num_computed == sequence.num_prompt:
+            if is_prompt:
                 self._prefixes.update(chunk.sequence_id, sequence.generation.request.prompt[: sequence.num_computed])
-            if chunk.wants_logits:
-                self._advance(sequence, rows[row - 1])
+        known = [sequence for sequence, chunk in zip(computed, chunks, strict=True) if chunk.wants_logits]
+        for sequence, logits in zip(known, rows, strict=True):
+            if not sequence.generation.is_over:  # a sibling's failure takes the whole generation along
+                self._advance(sequence, logits)
 
     def _advance(self, sequence: Sequence, logits: Logits) -> None:
         generation = sequence.generation
         now = self._clock()
-        generation.computed_at = generation.computed_at or now
+        if generation.computed_at is None:
+            generation.computed_at = now
         try:
             generation.events += sequence.advance(logits)
         except Exception as error:
             _log.exception("Sampling failed; the request is answered with an error.")
             self._fail([generation], _as_backend_error(error))
             return
-        if generation.num_completion_tokens:
-            generation.first_token_at = generation.first_token_at or now
+        if generation.num_completion_tokens and generation.first_token_at is None:
+            generation.first_token_at = now
         if sequence.finish_reason is not None:
             self._release(sequence)
             if all(sibling.finish_reason is not None for sibling in generation.sequences):
@@ -309,19 +311,31 @@ class Engine:
 
     def _release(self, sequence: Sequence) -> None:
         del self._running[sequence.sequence_id]
+        self._num_reserved -= sequence.num_reserved
         self._prefixes.release(sequence.sequence_id, sequence.computed_tokens())
 
     def _flush(self) -> None:
-        """Deliver what happened in this step, in one call for all generations."""
-        deliveries = []
-        for generation in [*self._generations.values()]:
-            if generation.events:
-                deliveries.append((generation.generation_id, generation.events))
-                generation.events = []
+        """Deliver what happened in this step, in one call for all generations; then forget it."""
+        eventful = [generation for generation in self._generations.values() if generation.events]
+        if eventful:
+            self._deliver([(generation.generation_id, generation.events) for generation in eventful])
+        for generation in eventful:
+            generation.events = []
             if generation.is_over:
                 del self._generations[generation.generation_id]
-        if deliveries:
-            self._deliver(deliveries)
+
+
+def _check(request: GenerationRequest, shape: RunnerShape) -> None:
+    if request.n > shape.num_sequences:
+        raise InvalidRequest(f"n may be at most {shape.num_sequences} for this model.", param="n")
+    if len(request.prompt) == 0:
+        raise InvalidRequest("The prompt is empty.", param="messages")
+    num_tokens, limit = len(request.prompt) + request.max_tokens, min(shape.sequence_len, shape.num_cells)
+    if num_tokens > limit:
+        raise ContextLengthExceeded(
+            f"This model holds {limit} tokens; the prompt has {len(request.prompt)}, "
+            f"and {request.max_tokens} are asked for. Shorten the prompt or lower max_tokens."
+        )
 
 
 def _awaits_sibling(sequence: Sequence) -> bool:

@@ -54,8 +54,8 @@ class PrefixCache:
         if not available:
             return None
         source, length = self._longest_match(prompt[:-1])
-        continues = not source.in_use and length == len(source.tokens)
-        target = source if continues and length else _least_worth_keeping(available, source)
+        continues = length and not source.in_use and length == len(source.tokens)
+        target = source if continues else _least_worth_keeping(available, source if length else None)
         if not length:
             source = target
         target.in_use = True
@@ -103,6 +103,6 @@ def common_prefix_len(left: Tokens, right: Tokens) -> int:
     return first if differs[first] else length
 
 
-def _least_worth_keeping(available: list[_Slot], source: _Slot) -> _Slot:
+def _least_worth_keeping(available: list[_Slot], source: _Slot | None) -> _Slot:
     """Empty slots first, then the least recently used; the source of the prefix last."""
     return min(available, key=lambda slot: (slot is source, len(slot.tokens) > 0, slot.last_used))

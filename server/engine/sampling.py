@@ -24,6 +24,7 @@ Weights = npt.NDArray[np.float64]
 _REPEAT_WINDOW = 64
 _BLOCK_LEN = 256
 _SORTED_LEN = 1024
+_LEAST_TEMPERATURE = 1e-6  # below it neighbouring float32 logits are worlds apart: greedy
 
 
 class Sampler:
@@ -116,9 +117,10 @@ def nucleus_floor(weights: Logits, top_p: float) -> float:
     target = top_p * float(weights.sum(dtype=np.float64))
     window, above = weights, 0.0
     head_floor = _kth_block_maximum(weights, len(weights) // _BLOCK_LEN // 2)
-    if head_floor is not None:
+    if head_floor:
         head = weights[np.flatnonzero(weights >= head_floor)]
-        window = head if head.sum(dtype=np.float64) >= target else weights[weights > 0]
+        window = head if head.sum(dtype=np.float64) >= target else weights
+    window = window[window > 0]
     while len(window) > _SORTED_LEN:
         is_upper = window >= np.sqrt(float(window.min()) * float(window.max()))
         upper = window[is_upper]
@@ -137,8 +139,12 @@ def nucleus_floor(weights: Logits, top_p: float) -> float:
 
 def top_ids(logits: Logits, k: int) -> Ids:
     """Return the ``k`` largest logits' ids, largest first; among equal logits the smaller id first."""
+    if k <= 0:
+        return np.empty(0, dtype=np.intp)
     floor = _kth_block_maximum(logits, k)
-    ids = np.arange(len(logits)) if floor is None else np.flatnonzero(logits >= floor)
+    if floor is None:
+        floor = float(np.partition(logits, -k)[-k]) if k < len(logits) else float("-inf")
+    ids = np.flatnonzero(logits >= floor)
     return ids[np.argsort(-logits[ids], kind="stable")][:k]
 
 
@@ -162,8 +168,11 @@ def _bias(parameters: SamplingParameters, end_tokens: Sequence[int]) -> tuple[Id
 
 
 def _choose(logits: Logits, parameters: SamplingParameters, numbers: random.Random) -> int:
-    if parameters.temperature <= 0 or parameters.top_k == 1:
-        return int(logits.argmax())
+    likeliest = int(logits.argmax())
+    if not np.isfinite(logits[likeliest]):  # argmax finds a NaN if there is one
+        raise ValueError("no token can be chosen: the largest logit is not finite")
+    if parameters.temperature < _LEAST_TEMPERATURE or parameters.top_k == 1:
+        return likeliest
     ids = candidates(logits, parameters)
     position = _draw(logits if ids is None else logits[ids], parameters.temperature, numbers.random())
     return position if ids is None else int(ids[position])
@@ -184,13 +193,15 @@ def _draw(logits: Logits, temperature: float, number: float) -> int:
 
 
 def _first_above(cumulative: Weights, target: float) -> int:
-    return min(int(np.searchsorted(cumulative, target, side="right")), len(cumulative) - 1)
+    # Rounding may put the target outside of its block: never on a token without weight at either end.
+    last = int(np.searchsorted(cumulative, cumulative[-1], side="left"))
+    return min(int(np.searchsorted(cumulative, max(target, 0.0), side="right")), last)
 
 
 def _kth_block_maximum(logits: Logits, k: int) -> float | None:
     """Return a value that at least ``k`` logits reach, from the maxima of blocks; ``None`` if there are too few."""
     num_blocks = len(logits) // _BLOCK_LEN
-    if num_blocks <= k:
+    if not 0 < k < num_blocks:
         return None
     maxima = logits[: num_blocks * _BLOCK_LEN].reshape(num_blocks, _BLOCK_LEN).max(axis=1)
     return float(np.partition(maxima, num_blocks - k)[num_blocks - k])

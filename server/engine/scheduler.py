@@ -52,31 +52,31 @@ def schedule(gaps: Sequence[Gap], *, batch_size: int, prompt_budget: int) -> lis
 class PromptBudget:
     """How many prompt tokens fit a step beside running streams, learned from measured steps.
 
-    A step is modelled as ``base + num_prompt_tokens * per_token`` seconds, both smoothed exponentially.
+    A step is modelled as ``base + num_prompt_tokens * per_token`` seconds, both smoothed exponentially; steps with many
+    prompt tokens say more about ``per_token`` than those with few.
     """
 
     def __init__(self, target_seconds: float, batch_size: int) -> None:
         self._target = target_seconds
         self._batch_size = batch_size
         self._base: float | None = None
-        self._per_token: float | None = None
+        self._prompt_seconds = 0.0
+        self._prompt_tokens = 0.0
 
     def observe(self, *, num_decodes: int, num_prompt_tokens: int, seconds: float) -> None:
         """Learn from a finished step."""
         if num_decodes and not num_prompt_tokens:
-            self._base = _smooth(self._base, seconds)
+            self._base = seconds if self._base is None else self._base + _SMOOTHING * (seconds - self._base)
         elif num_prompt_tokens:
             base = (self._base or 0.0) if num_decodes else 0.0
-            self._per_token = _smooth(self._per_token, max(seconds - base, 0.0) / num_prompt_tokens)
+            self._prompt_seconds += max(seconds - base, 0.0) - _SMOOTHING * self._prompt_seconds
+            self._prompt_tokens += num_prompt_tokens - _SMOOTHING * self._prompt_tokens
 
     @property
     def tokens(self) -> int:
         """Prompt tokens that keep the next step under the target; never so few that prompts stand still."""
-        if not self._per_token:
+        if self._prompt_seconds <= 0:
             return min(_FIRST_PROMPT_BUDGET, self._batch_size)
         spare = self._target - (self._base or 0.0)
-        return max(min(int(spare / self._per_token), self._batch_size), min(_LEAST_PROMPT_BUDGET, self._batch_size))
-
-
-def _smooth(value: float | None, sample: float) -> float:
-    return sample if value is None else value + _SMOOTHING * (sample - value)
+        affordable = spare * self._prompt_tokens / self._prompt_seconds
+        return int(min(max(affordable, _LEAST_PROMPT_BUDGET), self._batch_size))

@@ -53,9 +53,9 @@ class Generation:
 
     def finished(self, now: float) -> Finished:
         """Sum up a generation all of whose choices are complete."""
-        admitted = self.admitted_at or now
-        computed = self.computed_at or now
-        first_token = self.first_token_at or computed
+        admitted = now if self.admitted_at is None else self.admitted_at
+        computed = now if self.computed_at is None else self.computed_at
+        first_token = computed if self.first_token_at is None else self.first_token_at
         return Finished(
             Usage(len(self.request.prompt), self.num_completion_tokens, self.cached_tokens),
             Timings(
