@@ -18,7 +18,7 @@ from queue import Empty, SimpleQueue
 
 import numpy as np
 
-from server.core.errors import BackendError, ContextLengthExceeded, InvalidRequest, LlmspellError
+from server.core.errors import BackendError, ContextLengthExceeded, Draining, InvalidRequest, LlmspellError
 from server.core.events import Event, Failed, Started
 from server.engine.admission import Admission
 from server.engine.prefix_cache import PrefixCache
@@ -29,6 +29,9 @@ from server.engine.sequence import Generation, GenerationRequest, Sequence
 _log = logging.getLogger(__name__)
 
 Delivery = tuple[int, list[Event]]
+_MOST_FAILED_STEPS = 5
+_UNLOADED = Draining("The model is being unloaded; send the request again.", retry_after=1.0)
+_STOPPED = BackendError("The model stopped while it served this request; send it again.")
 _NO_TOKENS: Tokens = np.empty(0, dtype=np.int32)
 
 
@@ -86,6 +89,7 @@ class Engine:
         self._waiting: deque[Sequence] = deque()
         self._running: dict[int, Sequence] = {}
         self._num_reserved = 0
+        self._num_failed_steps = 0
         self._is_closing = False
         self._ids = count(1)
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -129,7 +133,7 @@ class Engine:
 
     def close(self, timeout: float | None = None) -> bool:
         """Fail what still runs and end the thread; returns whether it ended within ``timeout`` seconds."""
-        self._admission.close("The model is being unloaded; send the request again.")
+        self._admission.close(_UNLOADED)
         self._inbox.put(_Close())
         if self._thread.is_alive():
             self._thread.join(timeout)
@@ -154,10 +158,10 @@ class Engine:
             # Whatever escapes a step has left the bookkeeping in doubt: nobody may wait for this engine any longer.
             _log.exception("The engine failed; its requests are answered with an error.")
         finally:
-            message = "The model stopped while it served this request; send it again."
-            self._admission.close(message)
+            error = _UNLOADED if self._is_closing else _STOPPED
+            self._admission.close(error)
             self._drain_inbox(wait=False)
-            self._fail([*self._generations.values()], BackendError(message))
+            self._fail([*self._generations.values()], error)
             self._flush()
 
     def _drain_inbox(self, *, wait: bool) -> None:
@@ -242,7 +246,12 @@ class Engine:
         except Exception as error:
             _log.exception("A step failed; the requests in it are answered with an error.")
             self._fail_chunks(chunks, error)
+            self._num_failed_steps += 1
+            if self._num_failed_steps == _MOST_FAILED_STEPS:
+                # Not a matter of one request any more (a lost device, say): die, so that the model is loaded anew.
+                raise
             return
+        self._num_failed_steps = 0
         self._observe(chunks, self._clock() - started)
         self._apply(chunks, rows)
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from server.core.errors import BackendError, QueueFull
+from server.core.errors import BackendError, Draining, QueueFull
 from server.engine.admission import Admission
 
 
@@ -46,11 +46,11 @@ def test_retry_after_follows_how_long_requests_take() -> None:
 def test_a_closed_door_stays_closed_and_says_why_it_closed_first() -> None:
     admission = Admission(3)
     states = [admission.is_open]
-    admission.close("out for lunch")
-    admission.close("burnt down")
+    admission.close(Draining("out for lunch", retry_after=2))
+    admission.close(BackendError("burnt down"))
     states.append(admission.is_open)
     assert states == [True, False]
-    with pytest.raises(BackendError, match="out for lunch"):
+    with pytest.raises(Draining, match="out for lunch"):
         enter(admission)
 
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 from scripted import GREEDY, Harness, ScriptedRunner, babbling, raising_once
 
-from server.core.errors import BackendError, LlmspellError
+from server.core.errors import BackendError, Draining, LlmspellError
 from server.core.events import Started
 from server.engine.runner import Chunk
 
@@ -80,10 +80,10 @@ def test_close_fails_what_runs_and_what_waits_and_ends_the_thread() -> None:
         ids = [bench.submit("abc", max_tokens=9_000, sampling=ENDLESS) for _ in range(2)]
         bench.wait_for(ids[0], lambda heard: len(heard.events) > 3)
         assert bench.engine.close(TIMEOUT)
-        assert all(isinstance(bench.heard[i].failed.error, BackendError) for i in ids)
+        assert all(isinstance(bench.heard[i].failed.error, Draining) for i in ids)
         assert not bench.engine.is_alive
         assert bench.engine.status.num_running == 0
-        with pytest.raises(BackendError, match="unloaded"):
+        with pytest.raises(Draining, match="unloaded"):
             bench.submit("abc")
         bench.engine.abort(ids[0])
         assert bench.engine.close(TIMEOUT)
@@ -96,7 +96,7 @@ def test_close_says_when_a_step_does_not_end_in_time() -> None:
         one = bench.submit("abc")
         assert gate.entered.wait(TIMEOUT)
         assert not bench.engine.close(timeout=0)
-        with pytest.raises(BackendError):
+        with pytest.raises(Draining):
             bench.submit("abc")
         gate.opened.set()
         assert bench.engine.close(TIMEOUT)
@@ -107,7 +107,7 @@ def test_close_says_when_a_step_does_not_end_in_time() -> None:
 def test_an_engine_that_never_ran_can_be_closed() -> None:
     bench = Harness(ScriptedRunner(babbling()))
     assert bench.engine.close(TIMEOUT)
-    with pytest.raises(BackendError):
+    with pytest.raises(Draining):
         bench.submit("abc")
 
 

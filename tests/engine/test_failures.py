@@ -59,6 +59,21 @@ def test_a_failed_step_frees_its_cells_at_once() -> None:
     assert heard.finished.usage.completion_tokens == 61
 
 
+def test_a_runner_that_fails_step_after_step_ends_the_engine() -> None:
+    bench = bench_of()
+
+    def fails(_: object) -> None:
+        raise RuntimeError("the device is lost")
+
+    bench.runner.before_decode = fails
+    for _ in range(4):
+        bench.submit("abc")
+        bench.step()
+    bench.submit("abc")
+    with pytest.raises(RuntimeError, match="the device is lost"):
+        bench.step()
+
+
 def test_an_error_of_ours_reaches_the_client_as_it_is() -> None:
     bench = bench_of()
     one = bench.submit("abc")
