@@ -16,7 +16,7 @@ from server.engine.runner import Tokens
 from server.llama.model import ContextOptions, LlamaModel
 from server.llama.runner import LlamaRunner
 from server.pool.config import ModelConfig, PoolConfig
-from server.store.gguf import check_gguf
+from server.store.gguf_check import check_gguf
 
 _LONGEST_DEFAULT_CONTEXT = 8192
 _MOST_DEFAULT_CELLS = 32768

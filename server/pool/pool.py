@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from server.core.errors import Draining, LlmspellError, ModelLoadingFailed, ModelNotFound
 from server.core.model_spec import BackendName
 from server.core.ports import ModelCard, ModelState
+from server.engine.engine import Delivery
 from server.pool.config import ModelConfig, PoolConfig
 from server.pool.loader import LoadedModel, load_model
 from server.pool.resident import EventDispatch, Lease, Resident
 
 _log = logging.getLogger(__name__)
+
+Load = Callable[[ModelConfig, PoolConfig, Callable[[list[Delivery]], None]], LoadedModel]
 
 _RETRY_AFTER_DRAINING_SECONDS = 5.0
 
@@ -44,9 +47,11 @@ class _Entry:
 
 
 class Pool:
-    """Models by name (``llama3.1:8b``). Create it inside of a running event loop."""
+    """Models by name (``llama3.1:8b``)."""
 
-    def __init__(self, models: Mapping[str, ModelConfig], config: PoolConfig) -> None:
+    def __init__(self, models: Mapping[str, ModelConfig], config: PoolConfig, load: Load = load_model) -> None:
+        """Know the models; ``load`` runs in a worker thread."""
+        self._load_model = load
         self._entries = {name: _Entry(name, model_config) for name, model_config in models.items()}
         self._config = config
         self._retiring: set[asyncio.Task[None]] = set()
@@ -112,7 +117,7 @@ class Pool:
     async def _load(self, entry: _Entry) -> Resident:
         dispatch = EventDispatch(asyncio.get_running_loop())
         try:
-            model = await asyncio.to_thread(load_model, entry.config, self._config, dispatch.deliver)
+            model = await asyncio.to_thread(self._load_model, entry.config, self._config, dispatch.deliver)
         except LlmspellError as error:
             entry.has_failed = True
             _log.error("local/%s: %s", entry.name, error.message)

@@ -1,0 +1,129 @@
+"""``llmspell serve``: from flags and configuration to a running server."""
+
+from __future__ import annotations
+
+import re
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from server.core.errors import ConfigurationError, InvalidModelSpec
+from server.core.model_spec import parse_model_spec
+
+if TYPE_CHECKING:
+    from server.config import Settings
+
+DEMO_MODEL = "local/demo"
+_FORBIDDEN_IN_NAMES = re.compile(r"[^A-Za-z0-9._\-+ ]+")
+
+
+def serve(
+    *,
+    config: Annotated[
+        Path | None, typer.Option("--config", metavar="FILE", help="Read this configuration file.", show_default=False)
+    ] = None,
+    host: Annotated[
+        str | None, typer.Option(help="Address to listen on.", show_default="127.0.0.1", metavar="ADDRESS")
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option(help="TCP port; 0 takes a free one.", min=0, max=65535, show_default="8000")
+    ] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model",
+            metavar="FILE.gguf|SPEC",
+            help="Serve this file as local/NAME, NAME being the file's without .gguf; or load this model of the "
+            "configuration at start. Repeatable.",
+            show_default=False,
+        ),
+    ] = None,
+    demo: Annotated[bool, typer.Option("--demo", help="Serve the small bundled model as local/demo.")] = False,
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"] | None,
+        typer.Option(help="Least severe messages that are written.", show_default="info"),
+    ] = None,
+) -> None:
+    """Serve models over HTTP until Ctrl-C or SIGTERM."""
+    from server.config import load_settings  # noqa: PLC0415 - slow imports, which --help does not need
+
+    overrides = _overrides(host, port, log_level)
+    models = models_from_arguments([*(model or []), *([str(demo_model_path())] if demo else [])])
+    if models:
+        overrides["models"] = models
+    loaded = load_settings(overrides, config)
+    _require_models(loaded.settings)
+    from server.app import create_application  # noqa: PLC0415
+    from server.cli.http_server import run  # noqa: PLC0415
+
+    run(loaded, create_application)
+
+
+def _overrides(host: str | None, port: int | None, log_level: str | None) -> dict[str, dict[str, Any]]:
+    sections: dict[str, dict[str, Any]] = {
+        "server": {"host": host, "port": port},
+        "logging": {"level": log_level},
+    }
+    given = {name: {key: value for key, value in keys.items() if value is not None} for name, keys in sections.items()}
+    return {name: keys for name, keys in given.items() if keys}
+
+
+def models_from_arguments(arguments: list[str]) -> dict[str, dict[str, Any]]:
+    """Return the ``models`` table that the arguments of ``--model`` stand for."""
+    models = dict[str, dict[str, Any]]()
+    for argument in arguments:
+        is_file = argument.lower().endswith(".gguf") or Path(argument).is_file()
+        spec, keys = _model_file(Path(argument)) if is_file else (_model_spec(argument), {"preload": True})
+        earlier = models.get(spec, {})
+        if "path" in earlier and "path" in keys and earlier != keys:
+            raise ConfigurationError(
+                f"--model: {earlier['path']} and {keys['path']} would both be {spec}; rename one, "
+                f"or give them names in the [models] tables of a configuration file."
+            )
+        models[spec] = earlier | keys
+    return models
+
+
+def _model_file(path: Path) -> tuple[str, dict[str, Any]]:
+    if not path.is_file():
+        raise ConfigurationError(f"--model: there is no file {path}.")
+    return f"local/{model_name(path)}", {"path": str(path.absolute()), "preload": True}
+
+
+def model_name(path: Path) -> str:
+    """Return the name under which a file is served: its stem, with what specs do not allow replaced by ``-``."""
+    name = _FORBIDDEN_IN_NAMES.sub("-", path.stem).lstrip("._-+ ")
+    if not name:
+        raise ConfigurationError(f"--model: {path} has no letter or digit to make a name of; rename it.")
+    return name
+
+
+def _model_spec(text: str) -> str:
+    try:
+        spec = parse_model_spec(text)
+    except InvalidModelSpec as error:
+        raise ConfigurationError(f"--model: {error.message}") from error
+    return f"local/{spec.model}"
+
+
+def demo_model_path() -> Path:
+    """Return the file of the bundled model.
+
+    Raises:
+        ConfigurationError: this installation lacks it.
+
+    """
+    path = Path(str(resources.files("server") / "assets" / "demo.gguf"))
+    if not path.is_file():
+        raise ConfigurationError(f"--demo: the bundled model is missing from this installation ({path}).")
+    return path
+
+
+def _require_models(settings: Settings) -> None:
+    if not settings.models:
+        raise ConfigurationError(
+            "there is no model to serve. Try the bundled one with `llmspell serve --demo`, name a file with "
+            "`llmspell serve --model FILE.gguf`, or list models in a configuration file (see config.example.toml)."
+        )

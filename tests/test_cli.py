@@ -1,0 +1,203 @@
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from typer.testing import CliRunner
+
+from server import __version__
+from server.cli import app
+from server.cli.http_server import base_url, bind
+from server.cli.serve import model_name, models_from_arguments
+from server.config import ServerConfig
+from server.core.errors import ConfigurationError
+from server.core.model_spec import parse_model_spec
+
+STUB = Path(__file__).parent / "stub_server.py"
+TIMEOUT = 60
+
+Launch = Callable[..., subprocess.Popen[str]]
+
+
+@pytest.fixture
+def launch() -> Iterator[Launch]:
+    """Start stub servers; what still runs at the end of the test is killed."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(case: str, port: int = 0, log_format: str = "human") -> subprocess.Popen[str]:
+        command = [sys.executable, str(STUB), case, str(port), log_format]
+        pipe = subprocess.PIPE
+        started.append(subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def run_command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "server", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, check=False)
+
+
+def first_line(process: subprocess.Popen[str]) -> str:
+    assert process.stderr is not None
+    return process.stderr.readline()
+
+
+def test_version() -> None:
+    result = run_command("--version")
+    assert (result.returncode, result.stdout, result.stderr) == (0, f"llmspell {__version__}\n", "")
+
+
+def test_help_is_shown_without_arguments() -> None:
+    result = CliRunner().invoke(app, [])
+    assert "serve" in result.output
+
+
+def test_help_imports_neither_the_server_nor_the_engine() -> None:
+    slow = {"fastapi", "uvicorn", "llama_cpp", "pydantic_settings"}
+    program = f"import sys, server.cli; print(*({slow} & {{*sys.modules}}))"
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert result.stdout == "\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["nothing"], ["serve", "--nothing"], ["serve", "--port", "x"], ["serve", "--port", "65536"], ["serve", "extra"]],
+)
+def test_wrong_usage_is_exit_code_2(arguments: list[str]) -> None:
+    assert CliRunner().invoke(app, arguments).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "there is no model to serve. Try the bundled one with `llmspell serve --demo`"),
+        (["--config", "nothing.toml"], "--config: there is no file nothing.toml."),
+        (["--model", "nothing.gguf"], "--model: there is no file nothing.gguf."),
+        (["--model", "local/nothing"], "The model local/nothing has no file"),
+        (["--model", "a b:"], "--model: 'a b:' is not a model spec."),
+    ],
+)
+def test_what_cannot_be_served_is_one_line_and_exit_code_1(
+    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = run_command("serve", *arguments)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr.startswith(f"llmspell: error: {message}")
+    assert result.stderr.count("\n") == 1
+
+
+def test_a_file_is_served_under_its_stem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "Qwen3-4B.Q4_K_M.gguf").touch()
+    monkeypatch.chdir(tmp_path)
+    models = models_from_arguments(["Qwen3-4B.Q4_K_M.gguf", "phi3:3.8b"])
+    assert models == {
+        "local/Qwen3-4B.Q4_K_M": {"path": str(tmp_path / "Qwen3-4B.Q4_K_M.gguf"), "preload": True},
+        "local/phi3:3.8b": {"preload": True},
+    }
+
+
+def test_two_files_of_one_name_are_refused(tmp_path: Path) -> None:
+    paths = [tmp_path / "a" / "m.gguf", tmp_path / "b" / "m.gguf"]
+    for path in paths:
+        path.parent.mkdir()
+        path.touch()
+    with pytest.raises(ConfigurationError, match="would both be local/m"):
+        models_from_arguments([str(path) for path in paths])
+    assert len(models_from_arguments([str(paths[0])] * 2)) == 1
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [("a.gguf", "a"), ("a:b@c.gguf", "a-b-c"), ("_größe 1.gguf", "gr-e 1"), ("A.B-c_d+e.GGUF", "A.B-c_d+e")],
+)
+def test_file_names_become_valid_names(file: str, name: str) -> None:
+    assert model_name(Path(file)) == name
+    assert parse_model_spec(f"local/{name}").name == name
+
+
+def test_a_file_name_without_letters_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="no letter or digit"):
+        model_name(Path("é.gguf"))
+
+
+def test_a_taken_port_is_told_before_models_are_loaded(launch: Launch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        process = launch("ok", port)
+        output, errors = process.communicate(timeout=TIMEOUT)
+    assert (process.returncode, output) == (1, "")
+    assert errors == (
+        f"llmspell: error: cannot listen on 127.0.0.1 port {port}: the port is in use. "
+        "Stop what uses it, or choose another one with --port.\n"
+    )
+
+
+def test_every_address_of_a_host_gets_the_same_port() -> None:
+    sockets = bind(ServerConfig(host="localhost", port=0))
+    try:
+        assert len({bound.getsockname()[1] for bound in sockets}) == 1
+        assert base_url("localhost", sockets[0]) == f"http://localhost:{sockets[0].getsockname()[1]}/v1"
+        assert base_url("::1", sockets[0]).startswith("http://[::1]:")
+    finally:
+        for bound in sockets:
+            bound.close()
+
+
+@pytest.mark.parametrize("host", ["host.invalid", "256.0.0.1", "a" * 100])
+def test_an_unknown_host_is_refused(host: str) -> None:
+    with pytest.raises(ConfigurationError, match="cannot listen on"):
+        bind(ServerConfig(host=host))
+
+
+def test_a_model_that_cannot_be_loaded_is_one_line_and_exit_code_1(launch: Launch) -> None:
+    process = launch("fails")
+    _, errors = process.communicate(timeout=TIMEOUT)
+    assert (process.returncode, errors) == (1, "llmspell: error: x.gguf is truncated.\n")
+
+
+def test_a_bug_at_start_keeps_its_traceback(launch: Launch) -> None:
+    process = launch("bug")
+    _, errors = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 1
+    assert errors.startswith("Traceback")
+    assert errors.endswith("ZeroDivisionError\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_lets_running_requests_finish(launch: Launch, number: signal.Signals) -> None:
+    process = launch("ok", log_format="json")
+    announcement = json.loads(first_line(process))
+    assert announcement["models"] == []
+    assert announcement["configuration"] == "command line"
+    url = announcement["url"].removesuffix("/v1")
+    with httpx.stream("GET", f"{url}/numbers", timeout=TIMEOUT) as response:
+        lines = response.iter_lines()
+        received = [next(lines)]
+        process.send_signal(number)
+        received += lines
+    assert received == ["0", "1", "2", "3", "4"]
+    assert "server" not in response.headers
+    output, errors = process.communicate(timeout=TIMEOUT)
+    assert (process.returncode, output, errors) == (0, "loading\nunloaded\n", "")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_loading_of_models(launch: Launch, number: signal.Signals) -> None:
+    process = launch("slow")
+    assert process.stdout is not None
+    assert process.stdout.readline() == "loading\n"
+    process.send_signal(number)
+    output, errors = process.communicate(timeout=TIMEOUT)
+    assert (process.returncode, output, errors) == (0, "unloaded\n", "")

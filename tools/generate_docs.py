@@ -1,0 +1,159 @@
+"""Writes the documents that repeat what the code says; with --check, only says which of them are stale.
+
+They are config.example.toml, docs/configuration.md and docs/cli.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import html
+import inspect
+import json
+import re
+import subprocess
+import sys
+import textwrap
+from enum import StrEnum
+from pathlib import Path
+
+from server.api.config import ApiConfig
+from server.config import KEYS, Key, LoggingConfig, ServerConfig
+from server.pool.config import ModelConfig, PoolConfig
+
+ROOT = Path(__file__).parent.parent
+SECTIONS: dict[str, type] = {
+    "server": ServerConfig,
+    "api": ApiConfig,
+    "llamacpp": PoolConfig,
+    "models.*": ModelConfig,
+    "logging": LoggingConfig,
+}
+EXAMPLE_MODEL = 'models."local/llama3.1:8b"'
+EXAMPLE_PATH = "models/llama-3.1-8b-instruct-q4_k_m.gguf"
+ALIASES_MEANING = (
+    "Other names for models, so that clients written for another service run unchanged: the key is the name that "
+    "clients send, the value a model spec."
+)
+PLACES = """\
+The file is the one that `--config` names, else the one that `LLMSPELL_CONFIG` names, else `config.toml` in the working
+directory, else `llmspell/config.toml` in the user's configuration directory (`$XDG_CONFIG_HOME`, `~/.config`). Flags
+win over environment variables, which win over the file, which wins over the defaults. A key that does not exist, and a
+value that is not allowed, stop the server with a message that names the place and what to write instead."""
+
+
+def meanings(config: type) -> dict[str, str]:
+    """Return what the docstring of a configuration class says of each attribute."""
+    _, _, attributes = (inspect.getdoc(config) or "").partition("Attributes:\n")
+    entries = re.findall(r"^    (\w+): (.+(?:\n        .+)*)", attributes, re.MULTILINE)
+    return {name: text[:1].upper() + " ".join(text.split())[1:] for name, text in entries}
+
+
+def summary(config: type) -> str:
+    """Return what the docstring of a configuration class says of its section."""
+    first_line = (inspect.getdoc(config) or "").splitlines()[0]
+    _, _, text = first_line.partition(": ")
+    return text[:1].upper() + text[1:]
+
+
+def shown_default(key: Key) -> str:
+    """Return a default as TOML writes it."""
+    value = key.default.value if isinstance(key.default, StrEnum) else key.default
+    return json.dumps(value)
+
+
+def comment(text: str) -> str:
+    """Return ``text`` as TOML comments of at most 100 columns."""
+    return textwrap.fill(
+        text.replace("``", ""), 100, initial_indent="# ", subsequent_indent="# ", break_on_hyphens=False
+    )
+
+
+def example_section(section: str, config: type) -> str:
+    """Return one section of the example file; that of a model is commented out, for it has no default."""
+    is_model = section == "models.*"
+    off = "# " if is_model else ""
+    lines = [comment(summary(config)), f"{off}[{EXAMPLE_MODEL if is_model else section}]"]
+    for name, text in meanings(config).items():
+        key = KEYS[f"{section}.{name}"]
+        required = key.default is dataclasses.MISSING
+        value = json.dumps(EXAMPLE_PATH) if required else shown_default(key)
+        allowed = f" Allowed: {key.allowed}." if key.type not in (str, bool) else ""
+        lines += ["", comment(text + allowed), f"{off}{name} = {value}"]
+    return "\n".join(lines)
+
+
+def example_file() -> str:
+    """Return config.example.toml."""
+    head = comment(
+        "Every key of the configuration, with its default: a copy of this file changes nothing. Paths are relative to "
+        "the file. Flags and environment variables (LLMSPELL_SERVER__PORT) win over it."
+    )
+    sections = [example_section(section, config) for section, config in SECTIONS.items()]
+    aliases = "\n".join([comment(ALIASES_MEANING), "[aliases]", '# "gpt-4o-mini" = "local/llama3.1:8b"'])
+    return "\n\n\n".join([head, *sections, aliases]) + "\n"
+
+
+def configuration_section(section: str, config: type) -> str:
+    """Return the table of one section for docs/configuration.md."""
+    title = 'models."local/…"' if section == "models.*" else section
+    lines = [f"## `[{title}]`", "", f"{summary(config)}", ""]
+    lines += ["| key | default | allowed | environment variable | meaning |", "| --- | --- | --- | --- | --- |"]
+    for name, text in meanings(config).items():
+        key = KEYS[f"{section}.{name}"]
+        default = "required" if key.default is dataclasses.MISSING else f"`{shown_default(key)}`"
+        variable = f"`{key.variable}`" if key.variable else "in `LLMSPELL_MODELS`"
+        lines.append(f"| `{name}` | {default} | {key.allowed} | {variable} | {text.replace('``', '`')} |")
+    return "\n".join(lines).replace("``", "`")
+
+
+def configuration_page() -> str:
+    """Return docs/configuration.md."""
+    head = f"# Configuration\n\n{PLACES}\n\n[`config.example.toml`](../config.example.toml) is the same as a file."
+    sections = [configuration_section(section, config) for section, config in SECTIONS.items()]
+    models = (
+        "Paths are relative to the file. `LLMSPELL_MODELS` holds all the tables as one JSON object: "
+        '`{"local/llama3.1:8b": {"path": "/models/llama.gguf"}}`.'
+    )
+    aliases = (
+        f'## `[aliases]`\n\n{ALIASES_MEANING}\n\n```toml\n[aliases]\n"gpt-4o-mini" = "local/llama3.1:8b"\n```\n\n'
+        "`LLMSPELL_ALIASES` holds them as one JSON object."
+    )
+    position = list(SECTIONS).index("models.*")
+    sections[position] += f"\n\n{models}"
+    return "\n\n".join([head, *sections, aliases]) + "\n"
+
+
+def command_page() -> str:
+    """Return docs/cli.md, from the help texts."""
+    command = [sys.executable, "-m", "typer", "server.cli", "utils", "docs", "--name", "llmspell"]
+    output = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout  # noqa: S603
+    return html.unescape(output).strip() + "\n"
+
+
+def main() -> int:
+    """Write or check the documents; return the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="change nothing; exit with 1 if a document is stale")
+    check = parser.parse_args().check
+    documents = {
+        "config.example.toml": example_file(),
+        "docs/configuration.md": configuration_page(),
+        "docs/cli.md": command_page(),
+    }
+    stale = {name for name, text in documents.items() if not _is_current(ROOT / name, text)}
+    for name in sorted(stale):
+        if check:
+            print(f"{name} is stale; run tools/generate_docs.py")
+        else:
+            (ROOT / name).write_text(documents[name], encoding="utf-8")
+            print(f"wrote {name}")
+    return 1 if check and stale else 0
+
+
+def _is_current(path: Path, text: str) -> bool:
+    return path.is_file() and path.read_text(encoding="utf-8") == text
+
+
+if __name__ == "__main__":
+    sys.exit(main())
