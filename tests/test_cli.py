@@ -163,12 +163,15 @@ def test_an_unknown_host_is_refused(host: str) -> None:
 
 def test_a_model_that_cannot_be_loaded_is_one_line_and_exit_code_1(launch: Launch) -> None:
     process = launch("fails")
+    announcement = first_line(process)
     _, errors = process.communicate(timeout=TIMEOUT)
+    assert "http://127.0.0.1:" in announcement
     assert (process.returncode, errors) == (1, "llmspell: error: x.gguf is truncated.\n")
 
 
 def test_a_bug_at_start_keeps_its_traceback(launch: Launch) -> None:
     process = launch("bug")
+    first_line(process)
     _, errors = process.communicate(timeout=TIMEOUT)
     assert process.returncode == 1
     assert errors.startswith("Traceback")
@@ -181,6 +184,7 @@ def test_a_signal_lets_running_requests_finish(launch: Launch, number: signal.Si
     announcement = json.loads(first_line(process))
     assert announcement["models"] == []
     assert announcement["configuration"] == "command line"
+    assert json.loads(first_line(process))["message"] == "ready"
     url = announcement["url"].removesuffix("/v1")
     with httpx.stream("GET", f"{url}/numbers", timeout=TIMEOUT) as response:
         lines = response.iter_lines()
@@ -196,6 +200,7 @@ def test_a_signal_lets_running_requests_finish(launch: Launch, number: signal.Si
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_loading_of_models(launch: Launch, number: signal.Signals) -> None:
     process = launch("slow")
+    first_line(process)
     assert process.stdout is not None
     assert process.stdout.readline() == "loading\n"
     process.send_signal(number)

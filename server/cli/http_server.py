@@ -121,6 +121,7 @@ class _Server(uvicorn.Server):
             await super().startup(sockets)
         except OSError as error:
             raise ConfigurationError(f"cannot listen: {error.strerror}.") from error
+        self._announce()
         self._loading = asyncio.create_task(self._load())
 
     async def _load(self) -> None:
@@ -129,7 +130,7 @@ class _Server(uvicorn.Server):
         except BaseException:
             self.should_exit = True
             raise
-        self._announce()
+        _log.info("ready")
 
     async def end_loading(self) -> None:
         """Stop loading if it still goes on; raise what it failed with."""

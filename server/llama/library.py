@@ -14,9 +14,6 @@ from llama_cpp import llama_cpp
 _log = logging.getLogger("server.llama.native")
 
 # ggml_log_level: https://github.com/ggml-org/llama.cpp/blob/master/ggml/include/ggml.h
-_LOGGED_LEVELS = {1: logging.DEBUG, 2: logging.DEBUG, 3: logging.INFO, 4: logging.WARNING}
-"""Native "info" describes every tensor and every "error" also reaches the caller: each counts one level less here."""
-
 _NATIVE_ERROR = 4
 
 _errors: list[str] = []
@@ -27,9 +24,12 @@ def _on_log(level: int, text: bytes, _user_data: Any) -> None:  # noqa: ANN401 -
     line = text.decode("utf-8", "replace").strip()
     if not line or line == ".":
         return
-    if level == _NATIVE_ERROR:
+    # Native "info" describes every tensor and "warnings" are about choices that this project makes on purpose. The
+    # errors of a load are told by the exception that follows.
+    is_error = level == _NATIVE_ERROR
+    if is_error:
         _errors.append(line)
-    _log.log(_LOGGED_LEVELS.get(level, logging.DEBUG), "%s", line)
+    _log.log(logging.WARNING if is_error and not _loading.locked() else logging.DEBUG, "%s", line)
 
 
 _callback = llama_cpp.llama_log_callback(_on_log)

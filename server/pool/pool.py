@@ -118,12 +118,12 @@ class Pool:
         dispatch = EventDispatch(asyncio.get_running_loop())
         try:
             model = await asyncio.to_thread(self._load_model, entry.config, self._config, dispatch.deliver)
-        except LlmspellError as error:
+        except LlmspellError:
             entry.has_failed = True
-            _log.error("local/%s: %s", entry.name, error.message)
             raise
         except Exception as error:
             entry.has_failed = True
+            _log.exception("local/%s cannot be loaded", entry.name)
             raise ModelLoadingFailed(f"{entry.config.path} cannot be loaded: {error}") from error
         finally:
             entry.loading = None

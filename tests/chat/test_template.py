@@ -31,8 +31,10 @@ def said(text: str, role: Role = Role.USER) -> Message:
 def test_chatml() -> None:
     messages = [said("Be brief.", Role.SYSTEM), said("Hi"), said("Hello.", Role.ASSISTANT), said("Bye")]
     assert template().render(messages) == [
-        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n"
-        "<|im_start|>assistant\nHello.<|im_end|>\n<|im_start|>user\nBye<|im_end|>\n<|im_start|>assistant\n"
+        (
+            "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n"
+            "<|im_start|>assistant\nHello.<|im_end|>\n<|im_start|>user\nBye<|im_end|>\n<|im_start|>assistant\n"
+        )
     ]
 
 

@@ -1,0 +1,224 @@
+"""The pool over real files; the loader is wrapped to count and to hold loads, never replaced by a fake."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from gguf_shapes import LlamaShape, write_llama
+
+from server.core.errors import Draining, ModelLoadingFailed, ModelNotFound
+from server.core.events import Event, Failed, Finished
+from server.core.ports import ModelState
+from server.core.request import SamplingParameters
+from server.engine.engine import Delivery
+from server.engine.sequence import GenerationRequest
+from server.pool.config import ModelConfig, PoolConfig
+from server.pool.loader import LoadedModel, context_options, load_model
+from server.pool.pool import Pool
+from server.pool.resident import Lease
+
+CONFIG = PoolConfig(max_sequences=2, threads=1)
+TIMEOUT = 30.0
+
+
+class Loader:
+    """``load_model`` that counts, and waits for ``gate`` if there is one."""
+
+    def __init__(self) -> None:
+        self.num_loads = 0
+        self.gate: threading.Event | None = None
+
+    def __call__(
+        self, config: ModelConfig, pool_config: PoolConfig, deliver: Callable[[list[Delivery]], None]
+    ) -> LoadedModel:
+        self.num_loads += 1
+        if self.gate is not None:
+            assert self.gate.wait(TIMEOUT)
+        return load_model(config, pool_config, deliver)
+
+
+@pytest.fixture(scope="session")
+def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("pool") / "tiny.gguf"
+    write_llama(path)
+    return path
+
+
+@pytest.fixture
+def loader() -> Loader:
+    return Loader()
+
+
+def pool_of(path: Path, loader: Loader, *, preload: bool = False) -> Pool:
+    return Pool({"tiny": ModelConfig(path=str(path), preload=preload)}, CONFIG, loader)
+
+
+def state_of(pool: Pool) -> ModelState:
+    return pool.cards()[0].state
+
+
+async def generate(lease: Lease, max_tokens: int = 5) -> list[Event]:
+    events: list[Event] = []
+    over = asyncio.Event()
+
+    def listen(batch: object) -> None:
+        assert isinstance(batch, list)
+        events.extend(batch)
+        if isinstance(events[-1], Finished | Failed):
+            over.set()
+
+    prompt = np.arange(20, 30, dtype=np.int32)
+    lease.submit(GenerationRequest(prompt, SamplingParameters(temperature=0, ignore_eos=True), max_tokens), listen)
+    await asyncio.wait_for(over.wait(), TIMEOUT)
+    return events
+
+
+async def test_concurrent_leases_share_one_load(model_path: Path, loader: Loader) -> None:
+    pool = pool_of(model_path, loader)
+    assert state_of(pool) is ModelState.COLD
+    loader.gate = threading.Event()
+
+    waiting = [asyncio.create_task(pool.lease("tiny")) for _ in range(5)]
+    await asyncio.sleep(0)
+    assert state_of(pool) is ModelState.LOADING
+    loader.gate.set()
+    leases = await asyncio.gather(*waiting)
+
+    assert loader.num_loads == 1
+    assert state_of(pool) is ModelState.WARM
+    assert isinstance((await generate(leases[0]))[-1], Finished)
+    for lease in leases:
+        lease.release()
+    await pool.close()
+
+
+async def test_a_caller_that_goes_away_does_not_cancel_the_load(model_path: Path, loader: Loader) -> None:
+    pool = pool_of(model_path, loader)
+    loader.gate = threading.Event()
+    leaving = asyncio.create_task(pool.lease("tiny"))
+    staying = asyncio.create_task(pool.lease("tiny"))
+    await asyncio.sleep(0)
+
+    leaving.cancel()
+    loader.gate.set()
+
+    with await staying:
+        assert leaving.cancelled()
+        assert loader.num_loads == 1
+    await pool.close()
+
+
+async def test_a_failed_load_reaches_everyone_and_is_tried_again(
+    model_path: Path, tmp_path: Path, loader: Loader
+) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(model_path.read_bytes()[:1000])
+    pool = pool_of(path, loader)
+
+    results = await asyncio.gather(*(pool.lease("tiny") for _ in range(3)), return_exceptions=True)
+
+    assert all(isinstance(result, ModelLoadingFailed) for result in results)
+    assert (loader.num_loads, state_of(pool)) == (1, ModelState.FAILED)
+    shutil.copy(model_path, path)
+    with await pool.lease("tiny"):
+        assert state_of(pool) is ModelState.WARM
+    await pool.close()
+
+
+async def test_a_missing_file_fails_the_preload(tmp_path: Path, loader: Loader) -> None:
+    pool = pool_of(tmp_path / "absent.gguf", loader, preload=True)
+    with pytest.raises(ModelLoadingFailed, match=r"absent\.gguf"):
+        await pool.preload()
+    assert pool.cards()[0].size_bytes == 0
+    await pool.close()
+
+
+async def test_unknown_models_are_not_found(model_path: Path, loader: Loader) -> None:
+    pool = pool_of(model_path, loader)
+    with pytest.raises(ModelNotFound):
+        await pool.lease("tinny")
+    assert not pool.has_model("tinny")
+    await pool.close()
+
+
+async def test_only_preloaded_models_are_loaded_at_start(model_path: Path, loader: Loader) -> None:
+    config = {name: ModelConfig(path=str(model_path), preload=name == "hot") for name in ("hot", "cold")}
+    pool = Pool(config, CONFIG, loader)
+    await pool.preload()
+    assert {card.model: card.state for card in pool.cards()} == {"hot": ModelState.WARM, "cold": ModelState.COLD}
+    await pool.close()
+
+
+async def test_a_dead_engine_is_replaced_and_its_memory_freed_after_the_last_lease(
+    model_path: Path, loader: Loader
+) -> None:
+    pool = pool_of(model_path, loader)
+    first = await pool.lease("tiny")
+    first.model.engine.close(TIMEOUT)
+
+    with await pool.lease("tiny") as second:
+        assert second.model is not first.model
+        assert isinstance((await generate(second))[-1], Finished)
+        # the old model may still be tokenizing for somebody: its vocabulary has to be there
+        assert len(first.model.prompt_tokens(())) > 0
+    first.release()
+    await pool.close()
+    assert loader.num_loads == 2
+
+
+async def test_closing_fails_what_runs_and_refuses_what_comes(model_path: Path, loader: Loader) -> None:
+    pool = pool_of(model_path, loader)
+    lease = await pool.lease("tiny")
+    running = asyncio.create_task(generate(lease, max_tokens=400))
+    await asyncio.sleep(0)
+
+    closing = asyncio.create_task(pool.close())
+    events = await running
+    lease.release()
+    await closing
+
+    assert isinstance(events[-1], Failed | Finished)
+    with pytest.raises(Draining):
+        await pool.lease("tiny")
+
+
+async def test_loading_and_closing_gives_the_memory_back(tmp_path: Path, loader: Loader) -> None:
+    path = tmp_path / "model.gguf"
+    write_llama(path, LlamaShape(width=512, hidden=1024, layers=4, vocabulary=4096))
+    process = psutil.Process()
+
+    async def load_and_close() -> int:
+        pool = pool_of(path, loader)
+        with await pool.lease("tiny") as lease:
+            await generate(lease)
+        await pool.close()
+        return int(process.memory_info().rss)
+
+    warm = [await load_and_close() for _ in range(3)][-1]
+    later = [await load_and_close() for _ in range(5)][-1]
+    assert later - warm < 3 * path.stat().st_size
+
+
+@pytest.mark.parametrize(
+    ("config", "trained", "expected"),
+    [
+        (ModelConfig(""), 2048, (16, 32768, 2048)),
+        (ModelConfig(""), 131072, (16, 32768, 8192)),
+        (ModelConfig("", context_length=65536), 131072, (16, 65536, 65536)),
+        (ModelConfig("", context_length=1000, max_sequences=1), 2048, (1, 1024, 1000)),
+        (ModelConfig("", kv_cells=100), 512, (16, 512, 512)),
+        (ModelConfig("", kv_cells=20000), 512, (16, 20224, 512)),
+    ],
+)
+def test_what_the_zeros_of_the_configuration_mean(
+    config: ModelConfig, trained: int, expected: tuple[int, int, int]
+) -> None:
+    options = context_options(config, PoolConfig(), trained)
+    assert (options.num_sequences, options.num_cells, options.sequence_len) == expected
