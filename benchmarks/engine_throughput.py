@@ -1,8 +1,8 @@
 """Aggregate decode speed of the engine beside bare ``llama_decode`` calls with the same batch sizes.
 
-Both run on the same context in one process, in turns: a round of bare calls (one token for each sequence, logits fetched,
-nothing else), then a round of the engine serving as many greedy streams, then one with OpenAI's default sampling. The
-ratio within a pair of rounds is what counts; speeds move with the machine.
+Both run on the same context in one process, in turns: a round of bare calls (one token for each sequence, logits
+fetched, nothing else), then a round of the engine serving as many greedy streams, then one with OpenAI's default
+sampling. The ratio within a pair of rounds is what counts; speeds move with the machine.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Time to the first token of a short prompt over HTTP, beside what llama.cpp alone needs for the same prompt.
 
-A real server and a bare context in this process hold the same model; they take turns with prompts of the same length, so
-the difference of the medians is what everything around the model costs: HTTP, template, tokenizer, scheduling, sampling.
+A real server and a bare context in this process hold the same model; they take turns with prompts of the same length,
+so the difference of the medians is what everything around the model costs: HTTP, template, tokenizer, scheduling,
+sampling.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+from datetime import datetime
 from pathlib import Path
 
 from server_process import chat_body, running_server, stream
@@ -45,7 +47,7 @@ def main() -> None:
     arguments = parser.parse_args()
     model = LlamaModel.load(arguments.model, n_gpu_layers=-1)
     runner = LlamaRunner(model, ContextOptions(1, 512, 512, 512))
-    template = ChatTemplate(model.chat_template or CHATML, bos_text="", eos_text="", control_texts=(), now=lambda: None)
+    template = ChatTemplate(model.chat_template or CHATML, bos_text="", eos_text="", control_texts=(), now=datetime.now)
     served, bare, num_tokens = [], [], 0
     with running_server("--model", str(arguments.model)) as server:
         for number in range(arguments.rounds):

@@ -47,7 +47,7 @@ def running_server(*arguments: str) -> Iterator[ServerProcess]:
 def _wait_until_ready(port: int, started: float) -> None:
     while time.perf_counter() < started + START_TIMEOUT_SECONDS:
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health/ready") as response:  # noqa: S310
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health/ready") as response:
                 if response.status == 200:
                     return
         except (urllib.error.URLError, ConnectionError):

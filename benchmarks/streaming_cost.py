@@ -1,8 +1,8 @@
 """CPU time that HTTP and server-sent events cost per streamed token.
 
-Clients in this process read streams of a tiny random-weight model from a real server on a real port. Measured is the CPU
-time of the server's event loop thread, which does everything but the model: parsing, events from the engine's thread,
-framing, sockets.
+Clients in this process read streams of a tiny random-weight model from a real server on a real port. Measured is the
+CPU time of the server's event loop thread, which does everything but the model: parsing, events from the engine's
+thread, framing, sockets.
 """
 
 from __future__ import annotations

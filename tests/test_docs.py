@@ -54,3 +54,25 @@ def test_every_dependency_is_pinned() -> None:
 
 def test_tests_run_with_the_versions_that_are_served() -> None:
     assert pins("requirements.txt") <= pins("requirements-test.txt")
+
+
+def test_the_architecture_names_every_room() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    rooms = [path for path in (ROOT / "server").iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()]
+    expected = {f"`server/{path.name}{'/' if path.is_dir() else ''}`" for path in rooms if path.stem != "__init__"}
+    assert {room for room in expected if room not in text} == set()
+
+
+def test_the_decisions_are_listed() -> None:
+    folder = ROOT / "docs" / "decisions"
+    index = (folder / "README.md").read_text(encoding="utf-8")
+    assert [path.name for path in sorted(folder.glob("0*.md")) if f"({path.name})" not in index] == []
+
+
+@pytest.mark.parametrize(
+    "page", ["README.md", *(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md"))]
+)
+def test_links_lead_somewhere(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    links = [link for link in re.findall(r"\]\(([^)#\s]+)", text) if "://" not in link]
+    assert [link for link in links if not (ROOT / page).parent.joinpath(link).exists()] == []
