@@ -48,20 +48,23 @@ class LlamaRunner:
                     f"{reason}. Lower context_length or kv_cells."
                 )
         self._memory = llama_cpp.llama_get_memory(self._context)
-        if not self._memory:
+        pools = llama_cpp.llama_pooling_type(self._context) > llama_cpp.LLAMA_POOLING_TYPE_NONE
+        if pools or not self._memory:
             self.close()
-            raise ModelLoadingFailed(f"{model.path} does not generate text: its architecture has no KV cache.")
+            raise ModelLoadingFailed(f"{model.path} does not generate text: it is an embedding model.")
+        # llama.cpp may cut the batch to the context, and asserts that it is kept to
+        batch_size = llama_cpp.llama_n_batch(self._context)
         self._shape = RunnerShape(
             num_sequences=options.num_sequences,
             num_cells=options.num_cells,
             sequence_len=options.sequence_len,
-            batch_size=options.batch_size,
+            batch_size=batch_size,
             vocabulary_size=model.vocabulary.size,
         )
         self._can_cut = not (
             llama_cpp.llama_model_is_recurrent(model.handle) or llama_cpp.llama_model_is_hybrid(model.handle)
         )
-        self._batch = _Batch(options.batch_size)
+        self._batch = _Batch(batch_size)
         self._warm_up()
 
     @property

@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 
 from server.chat.template import CHATML, ChatTemplate
-from server.core.errors import ConfigurationError
+from server.core.errors import ModelLoadingFailed
 from server.core.request import Message
 from server.engine.engine import Delivery, Engine
 from server.engine.runner import Tokens
@@ -75,11 +75,11 @@ def load_model(config: ModelConfig, pool_config: PoolConfig, deliver: Callable[[
     """
     started = time.monotonic()
     path = Path(config.path)
-    check_gguf(path)
+    header = check_gguf(path)
     model = LlamaModel.load(path, n_gpu_layers=config.n_gpu_layers)
     try:
         template = _template(config, model)
-        options = context_options(config, pool_config, model.trained_context_length)
+        options = context_options(config, pool_config, model.trained_context_length, header.position_limit)
         runner = LlamaRunner(model, options)
     except BaseException:
         model.close()
@@ -95,10 +95,21 @@ def load_model(config: ModelConfig, pool_config: PoolConfig, deliver: Callable[[
     return LoadedModel(engine, template, options.sequence_len, time.monotonic() - started, model, runner)
 
 
-def context_options(config: ModelConfig, pool_config: PoolConfig, trained_context_length: int) -> ContextOptions:
-    """Resolve the zeros of the configuration, which mean "choose for me"."""
+def context_options(
+    config: ModelConfig, pool_config: PoolConfig, trained_context_length: int, position_limit: int | None = None
+) -> ContextOptions:
+    """Resolve the zeros of the configuration, which mean "choose for me".
+
+    Raises:
+        ModelLoadingFailed: the context is to be longer than ``position_limit``, the positions that the model knows.
+
+    """
     num_sequences = config.max_sequences or pool_config.max_sequences
     sequence_len = config.context_length or min(trained_context_length, _LONGEST_DEFAULT_CONTEXT)
+    if position_limit is not None and sequence_len > position_limit:
+        raise ModelLoadingFailed(
+            f"{config.path} knows {position_limit} positions; its context_length cannot be {sequence_len}."
+        )
     default_cells = min(sequence_len * num_sequences, max(sequence_len, _MOST_DEFAULT_CELLS))
     num_cells = max(config.kv_cells or default_cells, sequence_len)
     return ContextOptions(
@@ -128,4 +139,4 @@ def _template_file(path: str) -> str:
     try:
         return Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"The chat template {path} cannot be read: {error}.") from error
+        raise ModelLoadingFailed(f"The chat template {path} cannot be read: {error}.") from error

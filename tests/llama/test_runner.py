@@ -81,6 +81,15 @@ def test_dense_model_shares_every_prefix(dense_path: Path) -> None:
     model.close()
 
 
+def test_a_batch_is_never_larger_than_the_cache(dense_path: Path) -> None:
+    model = LlamaModel.load(dense_path, n_gpu_layers=0)
+    runner = LlamaRunner(model, ContextOptions(1, 256, 200, 512, threads=1))
+    assert runner.shape.batch_size == 256
+    last_logits(runner, 0, [5] * 256)
+    runner.close()
+    model.close()
+
+
 def test_full_cache_is_an_error_and_leaves_a_usable_runner(dense_path: Path) -> None:
     model = LlamaModel.load(dense_path, n_gpu_layers=0)
     runner = LlamaRunner(model, ContextOptions(2, 256, 256, 64, threads=1))

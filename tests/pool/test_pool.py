@@ -222,3 +222,8 @@ def test_what_the_zeros_of_the_configuration_mean(
 ) -> None:
     options = context_options(config, PoolConfig(), trained)
     assert (options.num_sequences, options.num_cells, options.sequence_len) == expected
+
+
+def test_a_context_is_not_longer_than_the_positions_that_a_model_has_learned() -> None:
+    with pytest.raises(ModelLoadingFailed, match="knows 512 positions"):
+        context_options(ModelConfig("m.gguf", context_length=513), PoolConfig(), 2048, 512)
