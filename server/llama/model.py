@@ -11,6 +11,7 @@ from llama_cpp import llama_cpp
 
 from server.core.errors import ModelLoadingFailed
 from server.llama import library
+from server.llama.cores import usable_cores
 from server.llama.vocabulary import LlamaVocabulary
 
 
@@ -23,7 +24,7 @@ class ContextOptions:
         num_cells: KV cells shared by all sequences.
         sequence_len: most tokens of one sequence, at most ``num_cells``.
         batch_size: most tokens of one decode call.
-        threads: CPU threads; 0 means one per core.
+        threads: CPU threads; 0 means one for each physical core that may be used.
         kv_cache_type: ``f16``, ``q8_0`` or ``q4_0``.
 
     """
@@ -38,7 +39,7 @@ class ContextOptions:
     @property
     def num_threads(self) -> int:
         """The number of threads to compute with."""
-        return self.threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return self.threads or usable_cores()
 
 
 class LlamaModel:

@@ -23,7 +23,7 @@ class PoolConfig:
         queue_size: requests of one model that may wait for a sequence or for KV cells; more are refused with 429.
         batch_size: most tokens that one step computes; a cancelled prompt stops after at most this many.
         inter_token_target_ms: while streams decode, prompts are computed in chunks that keep one step under this time.
-        threads: CPU threads of a step; 0 means one per core.
+        threads: CPU threads of a step; 0 means one for each physical core that this process may use.
 
     """
 
