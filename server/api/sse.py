@@ -19,6 +19,9 @@ from server.api.errors import draining, internal_error
 from server.api.middleware import note_access, request_id_var
 from server.core.events import Failed
 
+CUT = "llmspell.cut"
+"""ASGI extension of the server process: ``scope["extensions"][CUT]["cut"]`` drops the connection at once."""
+
 _COMMENT = "keep-alive"
 
 _log = logging.getLogger(__name__)
@@ -61,6 +64,7 @@ class AnswerStream(EventSourceResponse):
                 await self._send_events(scope, receive, send)
         except TimeoutError:
             _log.warning("a client stopped reading its stream; gave it up after %s s", self._send_timeout)
+            await _cut(scope)
         finally:
             note_access(scope, **self._outcome())
 
@@ -93,6 +97,14 @@ class AnswerStream(EventSourceResponse):
         except Exception:  # noqa: BLE001 (logged, and sent: the status line cannot say it any more)
             _log.exception("a stream failed")
             yield self._encoder.encode([Failed(internal_error(request_id_var.get()))])
+
+
+async def _cut(scope: Scope) -> None:
+    """Drop the connection: closing it in an orderly way would wait for the client to read what was sent."""
+    extension = (scope.get("extensions") or {}).get(CUT)
+    if extension is not None:
+        extension["cut"]()
+        await asyncio.sleep(0)  # lets the ASGI server notice, which would complain of an answer without an end
 
 
 class _StallGuard:

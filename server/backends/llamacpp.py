@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Self
 
-from server.core.errors import ContextLengthExceeded, InvalidRequest
+from server.core.errors import InvalidRequest
 from server.core.events import Event, Failed, Finished
 from server.core.model_spec import BackendName
 from server.core.ports import EventStream, ModelCard
@@ -35,7 +35,7 @@ class LlamaCppBackend:
         """
         lease = await self._pool.lease(request.spec.model)
         try:
-            prompt = await asyncio.to_thread(lease.model.prompt_tokens, request.messages)
+            prompt = await lease.prompt_tokens(request.messages)
             return GenerationStream(lease, _generation_request(request, prompt, lease.model))
         except BaseException:
             lease.release()
@@ -100,12 +100,6 @@ class GenerationStream:
 
 def _generation_request(request: ChatRequest, prompt: Tokens, model: LoadedModel) -> GenerationRequest:
     room = model.context_length - len(prompt)
-    if room < 1:
-        raise ContextLengthExceeded(
-            f"This model's context holds {model.context_length} tokens, of which one is for the answer; "
-            f"the messages have {len(prompt)}. Shorten them.",
-            param="messages",
-        )
     _check_logit_bias(request, model.vocabulary_size)
     return GenerationRequest(
         prompt=prompt,

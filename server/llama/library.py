@@ -16,8 +16,8 @@ _log = logging.getLogger("server.llama.native")
 # ggml_log_level: https://github.com/ggml-org/llama.cpp/blob/master/ggml/include/ggml.h
 _NATIVE_ERROR = 4
 
-_errors: list[str] = []
 _loading = threading.Lock()
+_of_thread = threading.local()  # errors: the lines of the load that goes on in this thread
 
 
 def _on_log(level: int, text: bytes, _user_data: Any) -> None:  # noqa: ANN401 -- a void pointer
@@ -26,10 +26,11 @@ def _on_log(level: int, text: bytes, _user_data: Any) -> None:  # noqa: ANN401 -
         return
     # Native "info" describes every tensor and "warnings" are about choices that this project makes on purpose. The
     # errors of a load are told by the exception that follows.
+    errors: list[str] | None = getattr(_of_thread, "errors", None)
     is_error = level == _NATIVE_ERROR
-    if is_error:
-        _errors.append(line)
-    _log.log(logging.WARNING if is_error and not _loading.locked() else logging.DEBUG, "%s", line)
+    if is_error and errors is not None:
+        errors.append(line)
+    _log.log(logging.WARNING if is_error and errors is None else logging.DEBUG, "%s", line)
 
 
 _callback = llama_cpp.llama_log_callback(_on_log)
@@ -39,10 +40,13 @@ llama_cpp.llama_backend_init()
 
 @contextmanager
 def loading() -> Iterator[list[str]]:
-    """Hold the right to load, one load at a time, and collect the error lines that llama.cpp logs meanwhile.
+    """Hold the right to load, one load at a time, and collect the error lines that llama.cpp logs in this thread.
 
-    The native loader reports its reasons through the process-wide log only.
+    The native loader reports its reasons through the process-wide log only, where engines of other models write, too.
     """
     with _loading:
-        _errors.clear()
-        yield _errors
+        _of_thread.errors = errors = list[str]()
+        try:
+            yield errors
+        finally:
+            _of_thread.errors = None

@@ -47,10 +47,20 @@ class LlamaRunner:
                     f"{model.path} is loaded, but no context of {options.num_cells} KV cells is to be had: "
                     f"{reason}. Lower context_length or kv_cells."
                 )
+        try:
+            self._set_up(options)
+        except BackendError as error:
+            self.close()
+            raise ModelLoadingFailed(f"{model.path} is loaded, but cannot compute: {error.message}") from error
+        except BaseException:
+            self.close()
+            raise
+
+    def _set_up(self, options: ContextOptions) -> None:
+        model = self._model
         self._memory = llama_cpp.llama_get_memory(self._context)
         pools = llama_cpp.llama_pooling_type(self._context) > llama_cpp.LLAMA_POOLING_TYPE_NONE
         if pools or not self._memory:
-            self.close()
             raise ModelLoadingFailed(f"{model.path} does not generate text: it is an embedding model.")
         # llama.cpp may cut the batch to the context, and asserts that it is kept to
         batch_size = llama_cpp.llama_n_batch(self._context)

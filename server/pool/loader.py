@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 
 from server.chat.template import CHATML, ChatTemplate
-from server.core.errors import ModelLoadingFailed
+from server.core.errors import ContextLengthExceeded, ModelLoadingFailed
 from server.core.request import Message
 from server.engine.engine import Delivery, Engine
 from server.engine.runner import Tokens
@@ -22,6 +23,8 @@ _LONGEST_DEFAULT_CONTEXT = 8192
 _MOST_DEFAULT_CELLS = 32768
 _CELLS_PADDING = 256
 _CLOSE_TIMEOUT_SECONDS = 60.0
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +48,19 @@ class LoadedModel:
         """Render and tokenize a conversation; blocking, for a worker thread.
 
         Raises:
-            InvalidRequest: the chat template refuses the messages.
+            InvalidRequest: the chat template refuses the messages, or the tokenizer cannot take them.
+            ContextLengthExceeded: they leave no room for an answer.
 
         """
-        return self._model.vocabulary.tokenize(self.template.render(messages))
+        vocabulary, most = self._model.vocabulary, self.context_length - 1
+        segments = self.template.render(messages)
+        # Tokenizing 10 MB takes seconds, which a prompt that is hopelessly too long need not cost.
+        if (least := vocabulary.least_num_tokens(segments, enough=most + 1)) > most:
+            raise self._too_long(f"at least {least}")
+        tokens = vocabulary.tokenize(segments)
+        if len(tokens) > most:
+            raise self._too_long(f"{len(tokens)}")
+        return tokens
 
     @property
     def vocabulary_size(self) -> int:
@@ -61,9 +73,18 @@ class LoadedModel:
 
     def close(self) -> None:
         """Free the memory of a stopped model that nobody uses any more; blocking, for a worker thread."""
-        if self.engine.close(_CLOSE_TIMEOUT_SECONDS):
-            self._runner.close()
-            self._model.close()
+        if not self.engine.close(_CLOSE_TIMEOUT_SECONDS):
+            _log.error("an engine did not stop in time; its memory is not freed")  # it may still be computing there
+            return
+        self._runner.close()
+        self._model.close()
+
+    def _too_long(self, num_tokens: str) -> ContextLengthExceeded:
+        return ContextLengthExceeded(
+            f"This model's context holds {self.context_length} tokens, of which one is for the answer; "
+            f"the messages have {num_tokens}. Shorten them.",
+            param="messages",
+        )
 
 
 def load_model(config: ModelConfig, pool_config: PoolConfig, deliver: Callable[[list[Delivery]], None]) -> LoadedModel:

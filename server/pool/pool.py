@@ -54,7 +54,6 @@ class Pool:
         self._load_model = load
         self._entries = {name: _Entry(name, model_config) for name, model_config in models.items()}
         self._config = config
-        self._retiring: set[asyncio.Task[None]] = set()
         self._is_draining = False
 
     async def preload(self) -> None:
@@ -93,23 +92,20 @@ class Pool:
     async def close(self) -> None:
         """Refuse new leases, fail what still runs, and free all memory."""
         self._is_draining = True
-        for entry in self._entries.values():
-            if entry.loading is not None:
-                await asyncio.wait([entry.loading])
-            self._retire(entry)
-        if self._retiring:
-            await asyncio.wait(self._retiring)
+        await asyncio.gather(*(self._close(entry) for entry in self._entries.values()))
 
-    async def _resident(self, entry: _Entry) -> Resident:
+    def _refuse_when_draining(self) -> None:
         if self._is_draining:
             raise Draining(
                 "The server is shutting down; send the request to it again when it is back.",
                 retry_after=_RETRY_AFTER_DRAINING_SECONDS,
             )
+
+    async def _resident(self, entry: _Entry) -> Resident:
+        self._refuse_when_draining()
         if entry.resident is not None and entry.resident.is_alive:
             return entry.resident
         if entry.loading is None:
-            self._retire(entry)
             entry.loading = asyncio.create_task(self._load(entry))
         # A caller that goes away must not cancel the load that others wait for.
         return await asyncio.shield(entry.loading)
@@ -117,6 +113,8 @@ class Pool:
     async def _load(self, entry: _Entry) -> Resident:
         dispatch = EventDispatch(asyncio.get_running_loop())
         try:
+            await _retire(entry)  # a dead one goes first, because memory may not do for two
+            self._refuse_when_draining()
             model = await asyncio.to_thread(self._load_model, entry.config, self._config, dispatch.deliver)
         except LlmspellError:
             entry.has_failed = True
@@ -132,12 +130,16 @@ class Pool:
         entry.resident = Resident(model, dispatch)
         return entry.resident
 
-    def _retire(self, entry: _Entry) -> None:
-        if entry.resident is not None:
-            task = asyncio.create_task(entry.resident.retire())
-            self._retiring.add(task)
-            task.add_done_callback(self._retiring.discard)
-            entry.resident = None
+    async def _close(self, entry: _Entry) -> None:
+        if entry.loading is not None:
+            await asyncio.wait([entry.loading])
+        await _retire(entry)
+
+
+async def _retire(entry: _Entry) -> None:
+    resident, entry.resident = entry.resident, None
+    if resident is not None:
+        await resident.retire()
 
 
 def _log_load(entry: _Entry, model: LoadedModel) -> None:

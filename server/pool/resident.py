@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from contextvars import copy_context
 from typing import Self
 
 from server.core.events import Event
+from server.core.request import Message
 from server.engine.engine import Delivery
+from server.engine.runner import Tokens
 from server.engine.sequence import GenerationRequest
 from server.pool.loader import LoadedModel
 
 Listener = Callable[[Sequence[Event]], None]
+
+_NUM_TOKENIZERS = 4
 
 
 class EventDispatch:
@@ -38,8 +44,8 @@ class EventDispatch:
 class Resident:
     """A loaded model with its leases. Used on the event loop only.
 
-    Native memory is freed when the model is retired and the last lease is released: until then a worker thread may
-    still be tokenizing with it.
+    Native memory is freed when the model is retired and the last lease is released. A worker thread that tokenizes
+    holds a lease of its own: whoever asked for the tokens can go away, the thread cannot be stopped.
     """
 
     def __init__(self, model: LoadedModel, dispatch: EventDispatch) -> None:
@@ -48,6 +54,8 @@ class Resident:
         self._num_leases = 0
         self._unused = asyncio.Event()
         self._unused.set()
+        # Threads of the model's own: a queue of long prompts keeps neither other models nor loads waiting.
+        self._tokenizers = ThreadPoolExecutor(_NUM_TOKENIZERS, thread_name_prefix="tokenizer")
 
     @property
     def is_alive(self) -> bool:
@@ -71,10 +79,24 @@ class Resident:
         if self._num_leases == 0:
             self._unused.set()
 
+    async def prompt_tokens(self, messages: tuple[Message, ...]) -> Tokens:
+        """``LoadedModel.prompt_tokens`` in a worker thread; when cancelled, work that has not begun is dropped."""
+        loop = asyncio.get_running_loop()
+        lease = self.lease()
+
+        def release() -> None:
+            with suppress(RuntimeError):  # the loop is closed: the process ends
+                loop.call_soon_threadsafe(lease.release)
+
+        work = self._tokenizers.submit(copy_context().run, self.model.prompt_tokens, messages)
+        work.add_done_callback(lambda _: release())
+        return await asyncio.wrap_future(work)
+
     async def retire(self) -> None:
         """Fail what still runs, wait for the last lease, and free the memory."""
         await asyncio.to_thread(self.model.stop)
         await self._unused.wait()
+        self._tokenizers.shutdown(wait=False)
         await asyncio.to_thread(self.model.close)
 
 
@@ -85,6 +107,15 @@ class Lease:
         self.model = resident.model
         self._resident = resident
         self._is_released = False
+
+    async def prompt_tokens(self, messages: tuple[Message, ...]) -> Tokens:
+        """Render and tokenize a conversation off the event loop.
+
+        Raises:
+            InvalidRequest: the messages cannot be rendered or tokenized, or leave no room for an answer.
+
+        """
+        return await self._resident.prompt_tokens(messages)
 
     def submit(self, request: GenerationRequest, listener: Listener) -> int:
         """Start a generation and return its id; ``listener`` hears its events on the event loop until ``abort``.

@@ -1,0 +1,274 @@
+"""Server processes, started, watched and stopped as an operator does it, and the clients that talk to them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Self
+from urllib.parse import urlsplit
+
+import httpx
+import psutil
+from openai import AsyncOpenAI, OpenAI
+
+PATIENCE = 120.0
+"""Seconds until something that must happen is taken for something that does not: many, for busy machines."""
+
+CHAT = "/v1/chat/completions"
+DEMO = "local/demo"
+
+_PAUSE = 0.05
+
+
+def eventually(condition: Callable[[], object], what: str) -> None:
+    """Wait until the condition holds."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, f"it never happened: {what}"
+        time.sleep(_PAUSE)
+
+
+def environment(home: Path, **variables: str) -> dict[str, str]:
+    """The environment of a user who has configured nothing but ``variables``."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("LLMSPELL_", "XDG_CONFIG_HOME"))}
+    return kept | {"HOME": str(home), "USERPROFILE": str(home)} | variables
+
+
+def serve_command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "server", "serve", "--port", "0", *arguments]
+
+
+def chat_body(content: str = "Hello", **parameters: object) -> dict[str, Any]:
+    """The body of a request with one user message."""
+    return {"model": DEMO, "messages": [{"role": "user", "content": content}]} | parameters
+
+
+class Server:
+    """``llmspell serve`` in a process of its own; a context manager that stops it."""
+
+    def __init__(self, *arguments: str, home: Path, variables: Mapping[str, str] | None = None) -> None:
+        """Start it; it is ready on return.
+
+        Arguments after ``serve --port 0`` win over it.
+        """
+        env = environment(home, LLMSPELL_LOGGING__FORMAT="json", **(variables or {}))
+        self.process = subprocess.Popen(
+            serve_command(*arguments),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            encoding="utf-8",
+            env=env,
+            cwd=home,
+        )
+        self.log: list[dict[str, Any]] = []
+        self.base_url = ""
+        self._announced = threading.Event()
+        self._listener = threading.Thread(target=self._listen, name="log of the server", daemon=True)
+        self._listener.start()
+        assert self._announced.wait(PATIENCE), "the server does not say where it listens"
+        assert self.base_url, f"the server ended: {self.log}"
+        self.url = self.base_url.removesuffix("/v1")
+        self.port = urlsplit(self.url).port or 0
+        eventually(lambda: httpx.get(f"{self.url}/health/ready").status_code == 200, "the server is ready")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.exit_code()
+
+    def exit_code(self) -> int:
+        """Wait for the end of the process."""
+        code = self.process.wait(PATIENCE)
+        self._listener.join(PATIENCE)
+        if self.process.stderr is not None:
+            self.process.stderr.close()
+        return code
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """Ask the process to end and return its exit code."""
+        self.process.send_signal(number)
+        return self.exit_code()
+
+    @property
+    def log_text(self) -> str:
+        return "\n".join(str(entry.get("message")) for entry in self.log)
+
+    @property
+    def failures(self) -> list[dict[str, Any]]:
+        """What the server logged as its own failures."""
+        return [entry for entry in self.log if entry.get("level") in {"error", "critical"} or "exception" in entry]
+
+    def client(self, **options: object) -> OpenAI:
+        """The SDK's client, which does not retry."""
+        return OpenAI(**self._client_options(options))
+
+    def async_client(self, **options: object) -> AsyncOpenAI:
+        return AsyncOpenAI(**self._client_options(options))
+
+    def ask(self, content: str = "Hello", **parameters: object) -> httpx.Response:
+        """One whole answer, by plain HTTP."""
+        return httpx.post(self.url + CHAT, json=chat_body(content, **parameters), timeout=PATIENCE)
+
+    def is_free(self, **parameters: object) -> bool:
+        """Whether a request is served now; without a queue that means that a sequence is free."""
+        response = self.ask("Hi", **({"max_tokens": 1} | parameters))
+        assert response.status_code in {200, 429}, response.text
+        return response.status_code == 200
+
+    def listens(self) -> bool:
+        """Whether new connections are accepted."""
+        try:
+            httpx.get(f"{self.url}/health/live")
+        except httpx.TransportError:
+            return False
+        return True
+
+    def connect(self, receive_buffer: int | None = None) -> Connection:
+        return Connection(self.port, receive_buffer)
+
+    def cpu_seconds(self) -> float:
+        """CPU time of the process so far."""
+        times = psutil.Process(self.process.pid).cpu_times()
+        return float(times.user + times.system)
+
+    def memory_bytes(self) -> int:
+        """Resident memory of the process."""
+        return int(psutil.Process(self.process.pid).memory_info().rss)
+
+    def num_connections(self) -> int:
+        """Connections that the process holds open."""
+        return sum(1 for found in psutil.Process(self.process.pid).net_connections() if found.raddr)
+
+    def works_no_more(self) -> bool:
+        """Whether the process uses next to no CPU time, seen over a short while."""
+        before = self.cpu_seconds()
+        time.sleep(0.5)
+        return self.cpu_seconds() - before < 0.1
+
+    def _client_options(self, options: dict[str, Any]) -> dict[str, Any]:
+        return {"base_url": self.base_url, "api_key": "unused", "max_retries": 0, "timeout": PATIENCE} | options
+
+    def _listen(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                entry = {"level": "critical", "message": line.rstrip("\n")}
+            self.log.append(entry)
+            if url := entry.get("url"):
+                self.base_url = url
+                self._announced.set()
+        self._announced.set()
+
+
+class Connection:
+    """A connection, byte by byte."""
+
+    def __init__(self, port: int, receive_buffer: int | None = None) -> None:
+        self.socket = socket.socket()
+        if receive_buffer:
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        self.socket.settimeout(PATIENCE)
+        self.socket.connect(("127.0.0.1", port))
+        self._pending = b""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.socket.close()
+
+    def post(self, body: bytes | Mapping[str, Any], version: str = "1.1", headers: str = "") -> None:
+        """Send a chat request."""
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        head = f"POST {CHAT} HTTP/{version}\r\nhost: test\r\ncontent-length: {len(data)}\r\n{headers}\r\n"
+        self.socket.sendall(head.encode() + data)
+
+    def send_head(self, headers: str) -> None:
+        """Send the head of a chat request, without a body."""
+        self.socket.sendall(f"POST {CHAT} HTTP/1.1\r\nhost: test\r\n{headers}\r\n\r\n".encode())
+
+    def end(self) -> None:
+        """Say that nothing more will be sent."""
+        with suppress(OSError):  # the server may have closed the connection already
+            self.socket.shutdown(socket.SHUT_WR)
+
+    def read_until(self, end: bytes) -> bytes:
+        """Receive up to and with ``end``."""
+        while end not in self._pending:
+            received = self.socket.recv(65536)
+            assert received, f"the connection ended after {self._pending!r}"
+            self._pending += received
+        found, _, self._pending = self._pending.partition(end)
+        return found + end
+
+    def received_so_far(self) -> bytes:
+        """What has come and has not been read, without waiting for more."""
+        self.socket.settimeout(0)
+        try:
+            self._pending += self.socket.recv(65536)
+        except BlockingIOError:
+            pass
+        finally:
+            self.socket.settimeout(PATIENCE)
+        return self._pending
+
+    def reset(self) -> None:
+        """Close the connection in the way of a machine that crashed."""
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.socket.close()
+
+    def read_to_end(self) -> bytes:
+        """Receive until the server closes the connection."""
+        pieces = [self._pending]
+        with suppress(ConnectionResetError):  # what a server does to a client that goes on sending
+            while received := self.socket.recv(65536):
+                pieces.append(received)
+        return b"".join(pieces)
+
+    def read_answer(self) -> tuple[int, dict[str, str], bytes]:
+        """Receive an answer with a content length."""
+        lines = self.read_until(b"\r\n\r\n").decode().strip().split("\r\n")
+        headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines[1:])}
+        length = int(headers["content-length"])
+        while len(self._pending) < length:
+            received = self.socket.recv(65536)
+            assert received, "the connection ended within a body"
+            self._pending += received
+        body, self._pending = self._pending[:length], self._pending[length:]
+        return int(lines[0].split()[1]), headers, body
+
+
+def sse_data(lines: Iterable[str]) -> list[str]:
+    """The data of a stream of server-sent events, each of which is one line."""
+    found = []
+    for line in lines:
+        if line.startswith("data: "):
+            found.append(line.removeprefix("data: "))
+        else:
+            assert line == "" or line.startswith(":"), f"neither data nor a comment: {line!r}"
+    return found
+
+
+def stream_text(chunks: Iterable[str]) -> str:
+    """The text of the first choice in the data of a whole stream."""
+    *parsed, end = chunks
+    assert end == "[DONE]"
+    choices = [choice for chunk in parsed for choice in json.loads(chunk)["choices"]]
+    return "".join(choice["delta"].get("content") or "" for choice in choices if choice["index"] == 0)
