@@ -51,10 +51,10 @@ def refuse_or_list_unsupported(body: ChatCompletionBody, config: ApiConfig) -> l
 
     """
     dispensable = [name for name, value in (body.model_extra or {}).items() if _is_among(value, _DISPENSABLE.get(name))]
-    paths = [path for path in _unsupported_paths(body) if path not in dispensable]
-    if paths and config.unsupported == "error":
-        raise UnsupportedParameter(_explain(paths[0]), param=paths[0])
-    return dispensable + paths
+    paths = (path for path in _unsupported_paths(body) if path not in dispensable)
+    if config.unsupported == "error" and (first := next(paths, None)) is not None:
+        raise UnsupportedParameter(_explain(first), param=first)
+    return [*dispensable, *paths]
 
 
 def ignored_header(paths: Sequence[str]) -> dict[str, str]:

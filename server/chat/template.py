@@ -92,14 +92,16 @@ class ChatTemplate:
         role = message.role
         if role is Role.DEVELOPER and not self._knows_developer:
             role = Role.SYSTEM
-        content = message.content
-        if role in _UNTRUSTED_ROLES and self._control is not None:
-            content = self._control.sub(lambda match: match[0][0] + border + match[0][1:], content)
-        entry: dict[str, Any] = {"role": role.value, "content": content}
+        control = self._control if role in _UNTRUSTED_ROLES else None
+
+        def as_data(text: str) -> str:
+            return control.sub(lambda match: match[0][0] + border + match[0][1:], text) if control else text
+
+        entry: dict[str, Any] = {"role": role.value, "content": as_data(message.content)}
         if message.name is not None:
-            entry["name"] = message.name
+            entry["name"] = as_data(message.name)
         if message.tool_call_id is not None:
-            entry["tool_call_id"] = message.tool_call_id
+            entry["tool_call_id"] = as_data(message.tool_call_id)
         if message.tool_calls:
             entry["tool_calls"] = [
                 {

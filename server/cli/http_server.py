@@ -1,4 +1,4 @@
-"""One process, one event loop: uvicorn listens, models are loaded, then the first log line says that all can answer."""
+"""One process, one event loop: uvicorn listens, the first log line says where, then models are loaded."""
 
 from __future__ import annotations
 

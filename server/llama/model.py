@@ -73,11 +73,10 @@ class LlamaModel:
             handle = llama_cpp.llama_model_load_from_file(os.fsencode(path), params)
             if not handle:
                 raise ModelLoadingFailed(f"{path} cannot be loaded: {_reason(errors)}.")
+        if not llama_cpp.llama_model_has_decoder(handle):
+            llama_cpp.llama_model_free(handle)
+            raise ModelLoadingFailed(f"{path} does not generate text: it is an encoder, such as an embedding model.")
         try:
-            if not llama_cpp.llama_model_has_decoder(handle):
-                raise ModelLoadingFailed(
-                    f"{path} does not generate text: it is an encoder, such as an embedding model."
-                )
             return cls(path, handle)
         except BaseException:
             llama_cpp.llama_model_free(handle)

@@ -3,17 +3,35 @@
 from __future__ import annotations
 
 import ctypes
+import re
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from llama_cpp import llama_cpp
 
+from server.core.errors import InvalidRequest
+from server.llama.deep_stack import DEEP_STACK_BYTES, call_on_deep_stack
+
 Tokens = npt.NDArray[np.int32]
 
 _NO_TOKEN = -1
 _PIECE_BUFFER_LEN = 512
+
+# Neither drops text, but for whitespace beside control tokens; other tokenizers of llama.cpp normalize or merge.
+_FAITHFUL_TYPES = (llama_cpp.LLAMA_VOCAB_TYPE_SPM, llama_cpp.LLAMA_VOCAB_TYPE_BPE)
+_BYTES_OF_TEXT = frozenset(bytes([byte]) for byte in chain(range(0xC0), range(0xC2, 0xF5)))
+_MOST_BYTES_OF_CHARACTER = 4
+_WHITESPACE = b" \t\n\v\f\r"
+
+# For most BPE vocabularies llama.cpp cuts text into words with std::regex, which recurses for every character of a
+# word: 300 to 400 bytes with libstdc++. A word of 28,000 characters overflows a usual stack, and the process dies.
+_STACK_BYTES_PER_CHARACTER = 512
+_SHORT_WORD_LEN = 8192
+_LONGEST_WORD_LEN = DEEP_STACK_BYTES // _STACK_BYTES_PER_CHARACTER - _SHORT_WORD_LEN
+_LINE, _SPACE = re.compile(r"[^\r\n]+"), re.compile(r"\s\s+")
 
 
 class LlamaVocabulary:
@@ -28,10 +46,12 @@ class LlamaVocabulary:
         self._pieces = _read_pieces(handle, self.size, special=False)
         self.end_tokens: Sequence[int] = tuple(t for t in range(self.size) if llama_cpp.llama_vocab_is_eog(handle, t))
         self._end_tokens = frozenset(self.end_tokens)
-        self.longest_piece_len = max((len(piece) for piece in self._pieces), default=1) or 1
+        self._type: int = llama_cpp.llama_vocab_type(handle)
+        self._longest_len = max(len(piece) or len(_text_of(handle, token)) for token, piece in enumerate(self._pieces))
+        self._spells_all = self._type in _FAITHFUL_TYPES and _BYTES_OF_TEXT.issubset(self._pieces)
         self.control_texts = _control_texts(handle, self.size)
-        self.bos_text = self._text_of(llama_cpp.llama_vocab_bos(handle))
-        self.eos_text = self._text_of(llama_cpp.llama_vocab_eos(handle))
+        self.bos_text = _text_of(handle, llama_cpp.llama_vocab_bos(handle)).decode("utf-8", "replace")
+        self.eos_text = _text_of(handle, llama_cpp.llama_vocab_eos(handle)).decode("utf-8", "replace")
         self.adds_bos = bool(llama_cpp.llama_vocab_get_add_bos(handle))
 
     def piece(self, token: int) -> bytes:
@@ -42,17 +62,39 @@ class LlamaVocabulary:
         """Whether the model ends its turn with this token."""
         return token in self._end_tokens
 
+    def least_num_tokens(self, segments: Sequence[str], *, enough: int) -> int:
+        """Return a number of tokens that ``tokenize`` certainly reaches; 0, at once, if it is below ``enough``."""
+        if not self._spells_all or sum(map(len, segments)) * _MOST_BYTES_OF_CHARACTER < enough * self._longest_len:
+            return 0
+        num_bytes = sum(len(segment.encode().translate(None, _WHITESPACE)) for segment in segments)
+        return -(-num_bytes // self._longest_len)
+
     def tokenize(self, segments: Sequence[str]) -> Tokens:
         """Tokenize a rendered prompt.
 
         A control token is recognised inside of a segment, never across the border of two. A BOS token is put first if
         the model wants one, also when the template has written it already.
+
+        Raises:
+            InvalidRequest: a line of the text is longer than llama.cpp survives.
+
         """
         first, *others = segments
         if self.adds_bos and self.bos_text and first.startswith(self.bos_text):
             first = first.removeprefix(self.bos_text)
-        parts = [self._tokenize(first, add_special=True), *(self._tokenize(text) for text in others)]
+        parts = [self._tokenize_safely(first, add_special=True), *(self._tokenize_safely(text) for text in others)]
         return np.concatenate(parts)
+
+    def _tokenize_safely(self, text: str, *, add_special: bool = False) -> Tokens:
+        if self._type != llama_cpp.LLAMA_VOCAB_TYPE_BPE or (word_len := _longest_word_len(text)) <= _SHORT_WORD_LEN:
+            return self._tokenize(text, add_special=add_special)
+        if word_len > _LONGEST_WORD_LEN:
+            raise InvalidRequest(
+                f"The messages have a line, or white space, of more characters than this model's tokenizer takes "
+                f"({_LONGEST_WORD_LEN}). Break the line.",
+                param="messages",
+            )
+        return call_on_deep_stack(lambda: self._tokenize(text, add_special=add_special))
 
     def _tokenize(self, text: str, *, add_special: bool = False) -> Tokens:
         data = text.encode("utf-8")
@@ -64,11 +106,6 @@ class LlamaVocabulary:
             pointer = tokens.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
             count = llama_cpp.llama_tokenize(self._handle, data, len(data), pointer, len(tokens), add_special, True)  # noqa: FBT003
         return tokens[:count].copy()
-
-    def _text_of(self, token: int) -> str:
-        if token == _NO_TOKEN:
-            return ""
-        return (llama_cpp.llama_vocab_get_text(self._handle, token) or b"").decode("utf-8", "replace")
 
 
 def _read_pieces(handle: Any, size: int, *, special: bool) -> list[bytes]:  # noqa: ANN401
@@ -84,8 +121,19 @@ def _read_piece(handle: Any, token: int, buffer: ctypes.Array[ctypes.c_char], *,
     return buffer.raw[:length]
 
 
+def _text_of(handle: Any, token: int) -> bytes:  # noqa: ANN401
+    return b"" if token == _NO_TOKEN else llama_cpp.llama_vocab_get_text(handle, token) or b""
+
+
+def _longest_word_len(text: str) -> int:
+    """Bound the length of what a tokenizer may take for one word: characters of one line, then whitespace."""
+    if len(text) <= _SHORT_WORD_LEN:
+        return len(text)
+    return sum(max((len(match[0]) for match in pattern.finditer(text)), default=0) for pattern in (_LINE, _SPACE))
+
+
 def _control_texts(handle: Any, size: int) -> tuple[str, ...]:  # noqa: ANN401
     """Texts that the tokenizer turns into control tokens, such as ``<|im_end|>``."""
     ids = [token for token in range(size) if llama_cpp.llama_vocab_is_control(handle, token)]
-    texts = ((llama_cpp.llama_vocab_get_text(handle, token) or b"").decode("utf-8", "replace") for token in ids)
+    texts = (_text_of(handle, token).decode("utf-8", "replace") for token in ids)
     return tuple(sorted({text for text in texts if len(text) > 1}, key=len, reverse=True))

@@ -105,14 +105,19 @@ def load_model(config: ModelConfig, pool_config: PoolConfig, deliver: Callable[[
     except BaseException:
         model.close()
         raise
-    engine = Engine(
-        runner,
-        model.vocabulary,
-        deliver,
-        queue_size=pool_config.queue_size,
-        inter_token_target=pool_config.inter_token_target_ms / 1000,
-    )
-    engine.start()
+    try:
+        engine = Engine(
+            runner,
+            model.vocabulary,
+            deliver,
+            queue_size=pool_config.queue_size,
+            inter_token_target=pool_config.inter_token_target_ms / 1000,
+        )
+        engine.start()
+    except BaseException:
+        runner.close()
+        model.close()
+        raise
     return LoadedModel(engine, template, options.sequence_len, time.monotonic() - started, model, runner)
 
 

@@ -116,6 +116,8 @@ class Pool:
             await _retire(entry)  # a dead one goes first, because memory may not do for two
             self._refuse_when_draining()
             model = await asyncio.to_thread(self._load_model, entry.config, self._config, dispatch.deliver)
+        except Draining:
+            raise
         except LlmspellError:
             entry.has_failed = True
             raise

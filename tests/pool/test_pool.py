@@ -13,10 +13,10 @@ import psutil
 import pytest
 from gguf_shapes import LlamaShape, write_llama
 
-from server.core.errors import Draining, ModelLoadingFailed, ModelNotFound
+from server.core.errors import ContextLengthExceeded, Draining, ModelLoadingFailed, ModelNotFound
 from server.core.events import Event, Failed, Finished
 from server.core.ports import ModelState
-from server.core.request import SamplingParameters
+from server.core.request import Message, Role, SamplingParameters
 from server.engine.engine import Delivery
 from server.engine.sequence import GenerationRequest
 from server.pool.config import ModelConfig, PoolConfig
@@ -26,6 +26,7 @@ from server.pool.resident import Lease
 
 CONFIG = PoolConfig(max_sequences=2, threads=1)
 TIMEOUT = 30.0
+MESSAGES = (Message(Role.USER, "hello"),)
 
 
 class Loader:
@@ -156,21 +157,64 @@ async def test_only_preloaded_models_are_loaded_at_start(model_path: Path, loade
     await pool.close()
 
 
-async def test_a_dead_engine_is_replaced_and_its_memory_freed_after_the_last_lease(
-    model_path: Path, loader: Loader
-) -> None:
+async def test_a_dead_engine_is_replaced_when_its_last_lease_is_back(model_path: Path, loader: Loader) -> None:
     pool = pool_of(model_path, loader)
     first = await pool.lease("tiny")
     first.model.engine.close(TIMEOUT)
 
-    with await pool.lease("tiny") as second:
+    waiting = asyncio.create_task(pool.lease("tiny"))
+    # the old model may still be tokenizing for somebody: its vocabulary has to be there
+    assert len(await first.prompt_tokens(MESSAGES)) > 0
+    assert (loader.num_loads, state_of(pool)) == (1, ModelState.LOADING)
+    first.release()
+
+    with await asyncio.wait_for(waiting, TIMEOUT) as second:
         assert second.model is not first.model
         assert isinstance((await generate(second))[-1], Finished)
-        # the old model may still be tokenizing for somebody: its vocabulary has to be there
-        assert len(first.model.prompt_tokens(())) > 0
-    first.release()
     await pool.close()
     assert loader.num_loads == 2
+
+
+async def test_memory_is_not_freed_under_a_tokenizer_whose_caller_went_away(
+    model_path: Path, loader: Loader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = pool_of(model_path, loader)
+    lease = await pool.lease("tiny")
+    begun, gate, freed = threading.Event(), threading.Event(), threading.Event()
+    tokenize, close = LoadedModel.prompt_tokens, LoadedModel.close
+
+    def slowly(model: LoadedModel, messages: tuple[Message, ...]) -> object:
+        begun.set()
+        assert gate.wait(TIMEOUT)
+        assert not freed.is_set()
+        return tokenize(model, messages)
+
+    def note(model: LoadedModel) -> None:
+        freed.set()
+        close(model)
+
+    monkeypatch.setattr(LoadedModel, "prompt_tokens", slowly)
+    monkeypatch.setattr(LoadedModel, "close", note)
+    leaving = asyncio.create_task(lease.prompt_tokens(MESSAGES))
+    assert await asyncio.to_thread(begun.wait, TIMEOUT)
+    leaving.cancel()
+    await asyncio.wait({leaving})
+    lease.release()
+
+    closing = asyncio.create_task(pool.close())
+    await asyncio.to_thread(lease.model.engine.close, TIMEOUT)
+    assert not freed.is_set()
+    gate.set()
+    await asyncio.wait_for(closing, TIMEOUT)
+    assert freed.is_set()
+
+
+@pytest.mark.parametrize(("num_words", "said"), [(600, "messages have [0-9]+"), (200_000, "at least [0-9]+")])
+async def test_prompts_that_do_not_fit_are_refused(model_path: Path, loader: Loader, num_words: int, said: str) -> None:
+    pool = pool_of(model_path, loader)
+    with await pool.lease("tiny") as lease, pytest.raises(ContextLengthExceeded, match=said):
+        await lease.prompt_tokens((Message(Role.USER, "xyzzy " * num_words),))
+    await pool.close()
 
 
 async def test_closing_fails_what_runs_and_refuses_what_comes(model_path: Path, loader: Loader) -> None:
