@@ -14,6 +14,9 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 _INT32_MAX = 2**31 - 1
 _INT64_MIN, _INT64_MAX = -(2**63), 2**63 - 1
 
+# Far beyond real conversations. Parsing stops there: it holds up all other requests meanwhile.
+MAX_MESSAGES, MAX_PARTS, MAX_TOOL_CALLS = 100_000, 4096, 1024
+
 # Pydantic puts the tag of a union's branch into the location of an error; `server.api.errors` takes these out again.
 STRING, ARRAY = "(string)", "(array)"
 UNION_TAGS = frozenset({STRING, ARRAY})
@@ -58,7 +61,7 @@ class WireToolCall(WireModel):
     function: WireFunctionCall
 
 
-_Parts = Annotated[list[WireContentPart], Field(fail_fast=True)]
+_Parts = Annotated[list[WireContentPart], Field(fail_fast=True, max_length=MAX_PARTS)]
 Content = Annotated[
     Annotated[str, Tag(STRING)] | Annotated[_Parts, Tag(ARRAY)],
     _choice("a string or an array of content parts"),
@@ -72,7 +75,7 @@ class WireMessage(WireModel):
     content: Content | None = None
     name: str | None = None
     refusal: str | None = None
-    tool_calls: Annotated[list[WireToolCall], Field(fail_fast=True)] | None = None
+    tool_calls: Annotated[list[WireToolCall], Field(fail_fast=True, max_length=MAX_TOOL_CALLS)] | None = None
     tool_call_id: str | None = None
 
 
@@ -88,7 +91,7 @@ class ChatCompletionBody(WireModel):
     """Body of ``POST /v1/chat/completions``."""
 
     model: str = Field(description="A model spec such as local/llama3.1:8b, or an alias; GET /v1/models lists them.")
-    messages: Annotated[list[WireMessage], Field(fail_fast=True, min_length=1)]
+    messages: Annotated[list[WireMessage], Field(fail_fast=True, min_length=1, max_length=MAX_MESSAGES)]
     stream: bool | None = None
     stream_options: WireStreamOptions | None = None
     max_tokens: int | None = Field(default=None, ge=1, le=_INT32_MAX, description="Older name of the next one.")

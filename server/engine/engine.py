@@ -12,6 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
 from queue import Empty, SimpleQueue
@@ -63,6 +64,7 @@ class Engine:
         deliver: called from the engine's thread with (generation id, events) pairs, once per step.
         queue_size: sequences that may wait beyond those that can run.
         inter_token_target: seconds that a step may take while streams decode.
+        on_end: called from the engine's thread when it ends, closed or failed.
         clock: monotonic seconds.
 
     """
@@ -75,12 +77,14 @@ class Engine:
         *,
         queue_size: int,
         inter_token_target: float,
+        on_end: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._runner = runner
         self._shape = runner.shape
         self._vocabulary = vocabulary
         self._deliver = deliver
+        self._on_end = on_end
         self._clock = clock
         self._prefixes = PrefixCache(self._shape.num_sequences)
         self._budget = PromptBudget(inter_token_target, self._shape.batch_size)
@@ -158,11 +162,28 @@ class Engine:
             # Whatever escapes a step has left the bookkeeping in doubt: nobody may wait for this engine any longer.
             _log.exception("The engine failed; its requests are answered with an error.")
         finally:
-            error = _UNLOADED if self._is_closing else _STOPPED
-            self._admission.close(error)
-            self._drain_inbox(wait=False)
-            self._fail([*self._generations.values()], error)
-            self._flush()
+            self._bury(_UNLOADED if self._is_closing else _STOPPED)
+            self._on_end()
+
+    def _bury(self, error: LlmspellError) -> None:
+        """Tell everyone that this is the end, without touching queue and cells, whose accounts may be wrong by now."""
+        self._admission.close(error)
+        with suppress(Empty):
+            while True:
+                command = self._inbox.get_nowait()
+                if isinstance(command, Generation):
+                    self._generations[command.generation_id] = command
+        generations = [*self._generations.values()]
+        for generation in generations:
+            if not generation.is_over:
+                generation.is_over = True
+                generation.events.append(Failed(error))
+        for left in (self._generations, self._running, self._waiting):
+            left.clear()
+        self._num_reserved = 0
+        deliveries = [(generation.generation_id, generation.events) for generation in generations if generation.events]
+        if deliveries:
+            self._deliver(deliveries)
 
     def _drain_inbox(self, *, wait: bool) -> None:
         try:

@@ -157,7 +157,8 @@ def log_normalizer(logits: Logits) -> float:
 def _random_numbers(seed: int | None, index: int) -> random.Random:
     if seed is None:
         return random.Random()
-    return random.Random(seed if index == 0 else f"{seed}/{index}")
+    # as text, because Python takes the absolute value of numbers: -5 and 5 would be the same seed
+    return random.Random(str(seed) if index == 0 else f"{seed}/{index}")
 
 
 def _bias(parameters: SamplingParameters, end_tokens: Sequence[int]) -> tuple[Ids, Logits]:

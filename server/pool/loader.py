@@ -87,8 +87,19 @@ class LoadedModel:
         )
 
 
-def load_model(config: ModelConfig, pool_config: PoolConfig, deliver: Callable[[list[Delivery]], None]) -> LoadedModel:
+def load_model(
+    config: ModelConfig,
+    pool_config: PoolConfig,
+    deliver: Callable[[list[Delivery]], None],
+    on_end: Callable[[], None],
+) -> LoadedModel:
     """Check, load and warm up a model, and start its engine; blocking, for a worker thread.
+
+    Args:
+        config: the model.
+        pool_config: what holds for all models.
+        deliver: hears the engine's events, on its thread.
+        on_end: called from the engine's thread when that ends.
 
     Raises:
         ModelLoadingFailed: the file or its chat template cannot be used.
@@ -112,6 +123,7 @@ def load_model(config: ModelConfig, pool_config: PoolConfig, deliver: Callable[[
             deliver,
             queue_size=pool_config.queue_size,
             inter_token_target=pool_config.inter_token_target_ms / 1000,
+            on_end=on_end,
         )
         engine.start()
     except BaseException:

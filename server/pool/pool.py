@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from server.pool.resident import EventDispatch, Lease, Resident
 
 _log = logging.getLogger(__name__)
 
-Load = Callable[[ModelConfig, PoolConfig, Callable[[list[Delivery]], None]], LoadedModel]
+Load = Callable[[ModelConfig, PoolConfig, Callable[[list[Delivery]], None], Callable[[], None]], LoadedModel]
 
 _RETRY_AFTER_DRAINING_SECONDS = 5.0
 
@@ -111,11 +112,17 @@ class Pool:
         return await asyncio.shield(entry.loading)
 
     async def _load(self, entry: _Entry) -> Resident:
-        dispatch = EventDispatch(asyncio.get_running_loop())
+        loop = asyncio.get_running_loop()
+        dispatch = EventDispatch(loop)
+
+        def on_end() -> None:
+            with suppress(RuntimeError):  # the loop is closed: the process ends
+                loop.call_soon_threadsafe(self._replace_dead, entry)
+
         try:
             await _retire(entry)  # a dead one goes first, because memory may not do for two
             self._refuse_when_draining()
-            model = await asyncio.to_thread(self._load_model, entry.config, self._config, dispatch.deliver)
+            model = await asyncio.to_thread(self._load_model, entry.config, self._config, dispatch.deliver, on_end)
         except Draining:
             raise
         except LlmspellError:
@@ -132,6 +139,14 @@ class Pool:
         entry.resident = Resident(model, dispatch)
         return entry.resident
 
+    def _replace_dead(self, entry: _Entry) -> None:
+        """Load a model anew whose engine died; without it the server would not be ready, so no request would come."""
+        is_dead = entry.resident is not None and not entry.resident.is_alive
+        if is_dead and entry.config.preload and entry.loading is None and not self._is_draining:
+            _log.warning("local/%s died and is loaded again", entry.name)
+            entry.loading = asyncio.create_task(self._load(entry))
+            entry.loading.add_done_callback(_log_failure)
+
     async def _close(self, entry: _Entry) -> None:
         if entry.loading is not None:
             await asyncio.wait([entry.loading])
@@ -142,6 +157,11 @@ async def _retire(entry: _Entry) -> None:
     resident, entry.resident = entry.resident, None
     if resident is not None:
         await resident.retire()
+
+
+def _log_failure(loading: asyncio.Task[Resident]) -> None:
+    if not loading.cancelled() and (error := loading.exception()) is not None:
+        _log.error("%s", error)
 
 
 def _log_load(entry: _Entry, model: LoadedModel) -> None:

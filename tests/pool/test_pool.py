@@ -37,12 +37,16 @@ class Loader:
         self.gate: threading.Event | None = None
 
     def __call__(
-        self, config: ModelConfig, pool_config: PoolConfig, deliver: Callable[[list[Delivery]], None]
+        self,
+        config: ModelConfig,
+        pool_config: PoolConfig,
+        deliver: Callable[[list[Delivery]], None],
+        on_end: Callable[[], None],
     ) -> LoadedModel:
         self.num_loads += 1
         if self.gate is not None:
             assert self.gate.wait(TIMEOUT)
-        return load_model(config, pool_config, deliver)
+        return load_model(config, pool_config, deliver, on_end)
 
 
 @pytest.fixture(scope="session")
@@ -170,6 +174,20 @@ async def test_a_dead_engine_is_replaced_when_its_last_lease_is_back(model_path:
 
     with await asyncio.wait_for(waiting, TIMEOUT) as second:
         assert second.model is not first.model
+        assert isinstance((await generate(second))[-1], Finished)
+    await pool.close()
+    assert loader.num_loads == 2
+
+
+async def test_a_preloaded_model_that_died_is_loaded_again_unasked(model_path: Path, loader: Loader) -> None:
+    pool = pool_of(model_path, loader, preload=True)
+    await pool.preload()
+    with await pool.lease("tiny") as first:
+        first.model.engine.close(TIMEOUT)
+    assert state_of(pool) is ModelState.FAILED
+    await asyncio.sleep(0)  # one turn of the loop brings the news from the engine's thread
+    assert state_of(pool) is ModelState.LOADING
+    with await pool.lease("tiny") as second:
         assert isinstance((await generate(second))[-1], Finished)
     await pool.close()
     assert loader.num_loads == 2
