@@ -20,6 +20,8 @@ RATE_LIMIT_ERROR = "rate_limit_error"
 SERVER_ERROR = "server_error"
 
 _RESTART_SECONDS = 5.0
+_REPAIR_SECONDS = 60
+"""When to look again for a model whose file is unusable: somebody has to do something first."""
 
 _TABLE: dict[type[core.LlmspellError], tuple[HTTPStatus, str]] = {
     core.InvalidRequest: (HTTPStatus.BAD_REQUEST, INVALID_REQUEST_ERROR),
@@ -170,5 +172,7 @@ def _retry_headers(error: core.LlmspellError, status: int) -> dict[str, str]:
             "retry-after-ms": str(math.ceil(error.retry_after * 1000)),
         }
     # SDKs retry 429 and 5xx by themselves; without a time to come back, only a broken connection to a daemon may heal
-    hopeless = status >= HTTPStatus.INTERNAL_SERVER_ERROR and not isinstance(error, core.BackendError | core.TimedOut)
-    return {"x-should-retry": "false"} if hopeless else {}
+    if status < HTTPStatus.INTERNAL_SERVER_ERROR or isinstance(error, core.BackendError | core.TimedOut):
+        return {}
+    later = {"retry-after": str(_REPAIR_SECONDS)} if status == HTTPStatus.SERVICE_UNAVAILABLE else {}
+    return {"x-should-retry": "false"} | later

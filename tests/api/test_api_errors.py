@@ -40,7 +40,7 @@ def test_every_error_has_its_status(error: type[core.LlmspellError]) -> None:
         (core.QueueFull("", retry_after=0.2), {"retry-after": "1", "retry-after-ms": "200"}),
         (core.QueueFull(""), {}),
         (core.Draining("", retry_after=5), {"retry-after": "5", "retry-after-ms": "5000"}),
-        (core.ModelLoadingFailed(""), {"x-should-retry": "false"}),
+        (core.ModelLoadingFailed(""), {"x-should-retry": "false", "retry-after": "60"}),
         (core.LlmspellError(""), {"x-should-retry": "false"}),
         (core.BackendError(""), {}),
         (core.InvalidRequest(""), {}),
