@@ -11,6 +11,8 @@ import argparse
 import statistics
 import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -75,21 +77,35 @@ def bare_tokens_per_second(runner: LlamaRunner, prompts: list[np.ndarray], num_t
     return len(prompts) * num_tokens / seconds
 
 
+def in_own_thread(work: Callable[[], float]) -> float:
+    """Run ``work`` in a thread of its own, as the engine does; OpenMP's workers end with the thread that used them.
+
+    With the workers of two threads there would be more of them than cores, and all would sleep at barriers.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(work).result()
+
+
 def measure(path: Path, num_streams: int, num_tokens: int, num_rounds: int) -> None:
     """Print one row of the table for each way of sampling."""
     model = LlamaModel.load(path, n_gpu_layers=-1)
     num_cells = max(num_streams * (PROMPT_LEN + num_tokens + 2), 256)
     runner = LlamaRunner(model, ContextOptions(num_streams, num_cells, num_cells, 512))
-    rounds = EngineRound(runner, model)
     numbers = np.random.default_rng(0)
     speeds: dict[str, list[float]] = {"bare": [], **{name: [] for name in SAMPLINGS}}
     for _ in range(num_rounds):
         # fresh prompts for each round: nothing may come from the prefix cache
         prompts = [numbers.integers(0, 256, PROMPT_LEN).astype(np.int32) for _ in range(num_streams)]
-        speeds["bare"].append(bare_tokens_per_second(runner, prompts, num_tokens))
+        speeds["bare"].append(
+            in_own_thread(lambda prompts=prompts: bare_tokens_per_second(runner, prompts, num_tokens))
+        )
         for name, sampling in SAMPLINGS.items():
-            speeds[name].append(rounds.tokens_per_second(prompts, num_tokens, sampling))
-    rounds.engine.close()
+            # a new engine and empty cells: what earlier rounds left behind would be attended to
+            for sequence_id in range(num_streams):
+                runner.clear(sequence_id)
+            serving = EngineRound(runner, model)
+            speeds[name].append(serving.tokens_per_second(prompts, num_tokens, sampling))
+            serving.engine.close()
     for name in SAMPLINGS:
         ratios = [ours / bare for ours, bare in zip(speeds[name], speeds["bare"], strict=True)]
         print(

@@ -1,7 +1,7 @@
 """What a backend says while it answers: the one event type for both backends.
 
-A stream is ``Started (TextDelta | ChoiceFinished)* (Finished | Failed)``, or ``Failed`` alone when a request fails while
-it waits. Events carry the ``index`` of the choice they belong to; nothing follows ``Finished`` or ``Failed``.
+A stream is ``Started (TextDelta | ChoiceFinished)* (Finished | Failed)``, or ``Failed`` alone when a request fails
+while it waits. Events carry the ``index`` of the choice they belong to; nothing follows ``Finished`` or ``Failed``.
 """
 
 from __future__ import annotations

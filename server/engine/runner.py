@@ -24,6 +24,15 @@ class Runner(Protocol):
         """The sizes that admission and scheduling respect."""
         ...
 
+    def warm_up(self) -> None:
+        """Compute something small, so that no user pays for first use. Called once, on the engine's thread.
+
+        Raises:
+            Exception: the model cannot compute.
+
+        """
+        ...
+
     def decode(self, chunks: Sequence[Chunk]) -> Logits:
         """Compute the chunks in one batch.
 

@@ -175,22 +175,31 @@ def _choose(logits: Logits, parameters: SamplingParameters, numbers: random.Rand
     if parameters.temperature < _LEAST_TEMPERATURE or parameters.top_k == 1:
         return likeliest
     ids = candidates(logits, parameters)
-    position = _draw(logits if ids is None else logits[ids], parameters.temperature, numbers.random())
+    # every filter keeps the likeliest token, so its logit is the peak of what is left as well
+    kept = logits if ids is None else logits[ids]
+    position = _draw(kept, logits[likeliest], parameters.temperature, numbers.random())
     return position if ids is None else int(ids[position])
 
 
-def _draw(logits: Logits, temperature: float, number: float) -> int:
+def _draw(logits: Logits, peak: np.float32, temperature: float, number: float) -> int:
     """Invert the distribution function at ``number``: first by blocks of tokens, then within one block."""
-    weights = logits - logits.max()
+    weights = logits - peak
     if temperature != 1:
         weights *= np.float32(1 / temperature)
     np.exp(weights, out=weights)
-    starts = np.arange(0, len(weights), _BLOCK_LEN)
-    cumulative = np.add.reduceat(weights, starts, dtype=np.float64).cumsum()
+    cumulative = _block_sums(weights).cumsum(dtype=np.float64)
     target = number * cumulative[-1]
     block = _first_above(cumulative, target)
-    within = weights[starts[block] : starts[block] + _BLOCK_LEN].cumsum(dtype=np.float64)
-    return int(starts[block]) + _first_above(within, target - (cumulative[block] - within[-1]))
+    start = block * _BLOCK_LEN
+    within = weights[start : start + _BLOCK_LEN].cumsum(dtype=np.float64)
+    before = cumulative[block - 1] if block else 0.0
+    return start + _first_above(within, target - before)
+
+
+def _block_sums(weights: Logits) -> Logits:
+    whole = len(weights) // _BLOCK_LEN * _BLOCK_LEN
+    sums = weights[:whole].reshape(-1, _BLOCK_LEN).sum(axis=1)
+    return sums if whole == len(weights) else np.append(sums, weights[whole:].sum())
 
 
 def _first_above(cumulative: Weights, target: float) -> int:

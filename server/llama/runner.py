@@ -32,7 +32,7 @@ class LlamaRunner:
     """A context of a loaded model. Not thread-safe: one thread at a time, after construction the engine's."""
 
     def __init__(self, model: LlamaModel, options: ContextOptions) -> None:
-        """Allocate the KV cache and compute buffers, and decode one token so that no user pays for first use.
+        """Allocate the KV cache and compute buffers.
 
         Raises:
             ModelLoadingFailed: the cache does not fit into memory, or the architecture refuses the options.
@@ -49,9 +49,6 @@ class LlamaRunner:
                 )
         try:
             self._set_up(options)
-        except BackendError as error:
-            self.close()
-            raise ModelLoadingFailed(f"{model.path} is loaded, but cannot compute: {error.message}") from error
         except BaseException:
             self.close()
             raise
@@ -75,12 +72,24 @@ class LlamaRunner:
             llama_cpp.llama_model_is_recurrent(model.handle) or llama_cpp.llama_model_is_hybrid(model.handle)
         )
         self._batch = _Batch(batch_size)
-        self._warm_up()
 
     @property
     def shape(self) -> RunnerShape:
         """The sizes that admission and scheduling respect."""
         return self._shape
+
+    def warm_up(self) -> None:
+        """Decode one token, so that no user pays for lazy allocations.
+
+        Raises:
+            ModelLoadingFailed: llama.cpp cannot compute with this model.
+
+        """
+        try:
+            self.decode([Chunk(sequence_id=0, start=0, tokens=[0], wants_logits=True)])
+        except BackendError as error:
+            raise ModelLoadingFailed(f"{self._model.path} is loaded, but cannot compute: {error.message}") from error
+        llama_cpp.llama_memory_clear(self._memory, True)  # noqa: FBT003
 
     def decode(self, chunks: Sequence[Chunk]) -> Logits:
         """Compute the chunks in one batch and return a row of logits for each chunk that wants one.
@@ -140,10 +149,6 @@ class LlamaRunner:
         # Blocks until the device is done. Rows are in batch order, without gaps.
         pointer = llama_cpp.llama_get_logits(self._context)
         return np.ctypeslib.as_array(pointer, shape=(num_rows, self._shape.vocabulary_size))
-
-    def _warm_up(self) -> None:
-        self.decode([Chunk(sequence_id=0, start=0, tokens=[0], wants_logits=True)])
-        llama_cpp.llama_memory_clear(self._memory, True)  # noqa: FBT003
 
 
 class _Batch:

@@ -116,6 +116,7 @@ class ScriptedRunner:
         self.batches: list[list[Chunk]] = []
         self.num_cleared = 0
         self.before_decode: Callable[[Sequence[Chunk]], None] = lambda _: None
+        self.fails_to_warm_up: Exception | None = None
         self.before_clear: Callable[[int], None] = lambda _: None
         self.seconds: Callable[[Sequence[Chunk]], float] = lambda _: 0.0
         self.most_cells = 0
@@ -138,6 +139,10 @@ class ScriptedRunner:
 
     def held(self, sequence_id: int) -> tuple[int, ...]:
         return tuple(cell.token for cell in self._held[sequence_id])
+
+    def warm_up(self) -> None:
+        if self.fails_to_warm_up is not None:
+            raise self.fails_to_warm_up
 
     def decode(self, chunks: Sequence[Chunk]) -> Logits:
         self._check_thread()

@@ -7,10 +7,11 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
-from scripted import GREEDY, Harness, ScriptedRunner, babbling, raising_once
+from scripted import GREEDY, LETTERS, Harness, ScriptedRunner, babbling, raising_once
 
-from server.core.errors import BackendError, Draining, LlmspellError
+from server.core.errors import BackendError, Draining, LlmspellError, ModelLoadingFailed
 from server.core.events import Started
+from server.engine.engine import Engine
 from server.engine.runner import Chunk
 
 ENDLESS = replace(GREEDY, ignore_eos=True)
@@ -177,3 +178,14 @@ def test_the_status_can_be_read_while_the_engine_works() -> None:
             assert 0 <= status.num_reserved_cells <= 4096
         first = bench.heard[ids[0]].events[0]
         assert first == Started()
+
+
+def test_a_model_that_cannot_compute_fails_the_start() -> None:
+    runner = ScriptedRunner(babbling())
+    runner.fails_to_warm_up = ModelLoadingFailed("no")
+    ended = threading.Event()
+    engine = Engine(runner, LETTERS, lambda _: None, queue_size=1, inter_token_target=1, on_end=ended.set)
+    with pytest.raises(ModelLoadingFailed):
+        engine.start()
+    assert ended.wait(TIMEOUT)
+    assert not engine.is_alive

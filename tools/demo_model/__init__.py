@@ -1,0 +1,1 @@
+"""The demonstration model: its training text, network, training, export and evaluation."""
