@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import ParamSpec
 
 import numpy as np
 
@@ -24,6 +25,8 @@ from server.engine.engine import Delivery, Engine
 from server.engine.sequence import GenerationRequest
 from server.llama.model import ContextOptions, LlamaModel
 from server.llama.runner import LlamaRunner
+
+P = ParamSpec("P")
 
 PROMPT_LEN = 16
 SAMPLINGS = {
@@ -77,13 +80,13 @@ def bare_tokens_per_second(runner: LlamaRunner, prompts: list[np.ndarray], num_t
     return len(prompts) * num_tokens / seconds
 
 
-def in_own_thread(work: Callable[[], float]) -> float:
+def in_own_thread(work: Callable[P, float], *arguments: P.args, **keywords: P.kwargs) -> float:
     """Run ``work`` in a thread of its own, as the engine does; OpenMP's workers end with the thread that used them.
 
     With the workers of two threads there would be more of them than cores, and all would sleep at barriers.
     """
     with ThreadPoolExecutor(1) as thread:
-        return thread.submit(work).result()
+        return thread.submit(work, *arguments, **keywords).result()
 
 
 def measure(path: Path, num_streams: int, num_tokens: int, num_rounds: int) -> None:
@@ -96,9 +99,7 @@ def measure(path: Path, num_streams: int, num_tokens: int, num_rounds: int) -> N
     for _ in range(num_rounds):
         # fresh prompts for each round: nothing may come from the prefix cache
         prompts = [numbers.integers(0, 256, PROMPT_LEN).astype(np.int32) for _ in range(num_streams)]
-        speeds["bare"].append(
-            in_own_thread(lambda prompts=prompts: bare_tokens_per_second(runner, prompts, num_tokens))
-        )
+        speeds["bare"].append(in_own_thread(bare_tokens_per_second, runner, prompts, num_tokens))
         for name, sampling in SAMPLINGS.items():
             # a new engine and empty cells: what earlier rounds left behind would be attended to
             for sequence_id in range(num_streams):

@@ -7,7 +7,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from demo_model import initial, muon, network
+from demo_model import muon, network
 from demo_model.batches import Arrays
 from demo_model.network import Batch, Params, Shape
 
@@ -58,14 +58,16 @@ def _compiled_step(shape: Shape) -> Step:
     return step
 
 
-def train(shape: Shape, batches: Iterator[Arrays], steps: int, seed: int) -> Iterator[Params]:
-    """Train new parameters; yields them now and then, so that an interrupted run leaves a model, and at the end."""
-    params = initial.new_params(shape, seed)
+def train(shape: Shape, batches: Iterator[Arrays], steps: int, params: Params, peak: float = 1.0) -> Iterator[Params]:
+    """Train parameters; yields them now and then, so that an interrupted run leaves a model, and at the end.
+
+    ``peak`` scales the learning rate: less than one for a model that is trained further.
+    """
     state, step = muon.new_state(params), _compiled_step(shape)
     progress = _Progress(steps)
     for number in range(steps):
         batch = {name: jnp.asarray(array) for name, array in next(batches).items()}
-        params, state, value = step(params, state, batch, jnp.float32(_rate_at(number, steps)))
+        params, state, value = step(params, state, batch, jnp.float32(peak * _rate_at(number, steps)))
         progress.add(float(value), int((batch["segments"] > 0).sum()))
         if (number + 1) % YIELD_EVERY == 0 and number + 1 < steps:
             yield params
