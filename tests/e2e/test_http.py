@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import httpx
 import pytest
-from serving import CHAT, PATIENCE, Server, chat_body, sse_data, stream_text
+from serving import CHAT, PATIENCE, Server, chat_body, eventually, sse_data, stream_text
 
 
 @pytest.mark.parametrize("path", ["/health", "/health/ready", "/health/live"])
@@ -95,7 +96,13 @@ def test_keys_and_proxies_headers_do_not_matter(demo: Server) -> None:
 def test_the_log_has_a_line_for_each_request(demo: Server) -> None:
     response = demo.ask(max_tokens=2)
     wanted = response.headers["x-request-id"]
-    (line,) = [entry for entry in demo.log if entry.get("request_id") == wanted]
+
+    def lines() -> list[dict[str, Any]]:
+        return [entry for entry in demo.log if entry.get("request_id") == wanted]
+
+    # the line is written after the answer's last byte has gone
+    eventually(lines, "the request is in the log")
+    (line,) = lines()
     assert (line["logger"], line["status"], line["completion_tokens"]) == ("server.access", 200, 2)
 
 
