@@ -10,8 +10,10 @@ from fastapi import FastAPI
 
 from server.api.application import create_api
 from server.backends.llamacpp import LlamaCppBackend
-from server.config import Settings
+from server.backends.ollama.backend import OllamaBackend
+from server.config import Settings, inherited_environment
 from server.core.model_spec import parse_model_spec
+from server.core.ports import Backend
 from server.pool.pool import Pool
 from server.router import ModelRouter
 
@@ -36,13 +38,21 @@ def create_application(settings: Settings) -> Application:
     """
     models = {parse_model_spec(spec).model: config for spec, config in settings.models.items()}
     pool = Pool(models, settings.llamacpp)
-    router = ModelRouter([LlamaCppBackend(pool)], settings.aliases)
+    backends: list[Backend] = [LlamaCppBackend(pool)]
+    ollama = OllamaBackend(settings.ollama, inherited_environment()) if settings.ollama.enabled else None
+    if ollama is not None:
+        backends.append(ollama)
+    router = ModelRouter(backends, settings.aliases, settings.routing)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        if ollama is not None:
+            ollama.start()
         try:
             yield
         finally:
             await pool.close()
+            if ollama is not None:
+                await ollama.aclose()
 
     return Application(create_api(router, settings.api, lifespan), pool.preload)

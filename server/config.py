@@ -10,7 +10,7 @@ import math
 import os
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -20,12 +20,17 @@ from pydantic_core import from_json
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from server.api.config import ApiConfig
+from server.backends.ollama.config import OllamaConfig
+from server.backends.ollama.host import daemon_url
 from server.core.errors import ConfigurationError, InvalidModelSpec
 from server.core.model_spec import parse_model_spec
 from server.pool.config import ModelConfig, PoolConfig
+from server.router import RoutingConfig
 
 ENVIRONMENT_PREFIX = "LLMSPELL_"
 CONFIG_VARIABLE = "LLMSPELL_CONFIG"
+OLLAMA_HOST_VARIABLE = "OLLAMA_HOST"
+"""Ollama's own variable, which says where its daemon is."""
 _MAX_SHOWN_LEN = 80
 
 
@@ -70,6 +75,8 @@ class Settings(BaseSettings):
 
     server: ServerConfig = Field(default_factory=ServerConfig)
     api: ApiConfig = Field(default_factory=ApiConfig)
+    routing: RoutingConfig = Field(default_factory=RoutingConfig)
+    ollama: OllamaConfig = Field(default_factory=OllamaConfig)
     llamacpp: PoolConfig = Field(default_factory=PoolConfig)
     models: dict[str, ModelConfig] = Field(default_factory=dict)
     aliases: dict[str, str] = Field(default_factory=dict)
@@ -98,6 +105,8 @@ class LoadedSettings:
 _SECTIONS: dict[str, Any] = {
     "server": ServerConfig,
     "api": ApiConfig,
+    "routing": RoutingConfig,
+    "ollama": OllamaConfig,
     "llamacpp": PoolConfig,
     "models": ModelConfig,
     "aliases": str,
@@ -117,6 +126,13 @@ _RANGES: dict[str, tuple[float, float]] = {
     "api.max_logit_bias": (0, 300_000),
     "api.keep_alive_comment_seconds": (0, 3600),
     "api.send_timeout_seconds": (1, 86400),
+    "ollama.autostart_timeout_seconds": (1, 3600),
+    "ollama.connect_timeout_seconds": (0.01, 60),
+    "ollama.detection_timeout_seconds": (0.01, 60),
+    "ollama.detection_cache_seconds": (0, 3600),
+    "ollama.silence_timeout_seconds": (1, 86400),
+    "ollama.max_image_bytes": (1024, 2**30),
+    "ollama.image_timeout_seconds": (0.1, 600),
     "llamacpp.max_sequences": (1, 256),
     "llamacpp.queue_size": (0, 100_000),
     "llamacpp.batch_size": (32, 65536),
@@ -225,9 +241,28 @@ def load_settings(
         settings = Settings(_build_sources=(layers, {}))  # type: ignore[call-arg] # pydantic's own, not a field
     except ValidationError as error:
         raise ConfigurationError(_incomplete(error)) from error
+    settings, is_host_used = _with_ollama_host(settings, environ)
+    variables += [OLLAMA_HOST_VARIABLE] if is_host_used else []
     parts = [str(path)] if path else []
     parts += [*variables, *(["command line"] if overrides else [])]
     return LoadedSettings(settings, ", ".join(parts) or "defaults")
+
+
+def inherited_environment() -> dict[str, str]:
+    """Return the environment for programs that this server starts."""
+    return dict(os.environ)
+
+
+def _with_ollama_host(settings: Settings, environ: Mapping[str, str]) -> tuple[Settings, bool]:
+    """Let Ollama's own variable say where the daemon is, where nothing else does."""
+    variable = environ.get(OLLAMA_HOST_VARIABLE, "").strip()
+    is_host_used = bool(variable) and not settings.ollama.url.strip()
+    place, url = (OLLAMA_HOST_VARIABLE, variable) if is_host_used else ("ollama.url", settings.ollama.url)
+    try:
+        daemon_url(url)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{place}: {error.message}") from error
+    return settings.model_copy(update={"ollama": replace(settings.ollama, url=url)}), is_host_used
 
 
 def find_config_path(config_path: Path | None, environ: Mapping[str, str] = os.environ) -> Path | None:

@@ -1,18 +1,49 @@
-"""From the text in ``model`` to the backend that serves it."""
+"""From the text in ``model`` to the backend that serves it, and to another one when that fails."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import asyncio
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import chain
 
-from server.core.errors import ConfigurationError, InvalidModelSpec, ModelNotFound
-from server.core.model_spec import ModelSpec, parse_model_spec
-from server.core.ports import Backend, ModelCard
+from server.core.errors import (
+    ConfigurationError,
+    Draining,
+    InvalidModelSpec,
+    InvalidRequest,
+    LlmspellError,
+    ModelNotFound,
+)
+from server.core.events import Event, Failed, Started
+from server.core.model_spec import BackendName, ModelSpec, equivalent_names, is_hugging_face, parse_model_spec
+from server.core.ports import Backend, EventStream, ModelCard
+from server.core.request import ChatRequest
 
 _MAX_SUGGESTIONS = 3
-_HELP = "GET /v1/models lists what can be served; start the server with --model FILE.gguf to add a model."
+_MAX_COMPARED = 1000
+
+_log = logging.getLogger(__name__)
+
+Accepts = Callable[[Backend], bool]
+"""Whether a backend honours all that a request asks for."""
+
+
+@dataclass(frozen=True, slots=True)
+class RoutingConfig:
+    """Section ``[routing]``: which backend serves a model that several have, and what happens when it fails.
+
+    Attributes:
+        prefer: the backend that serves a model which both have, when the request does not name one.
+        fallback: when a backend fails before the first token, the other one gets the request if it has the model and
+            the request did not name a backend; the response header x-llmspell-fallback names the one that failed.
+
+    """
+
+    prefer: BackendName = BackendName.OLLAMA
+    fallback: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,41 +54,112 @@ class ListedModel:
     card: ModelCard
 
 
-class ModelRouter:
-    """Knows the backends in order of preference, and the operator's aliases."""
+@dataclass(frozen=True, slots=True)
+class OpenedAnswer:
+    """An answer whose first output is there.
 
-    def __init__(self, backends: Sequence[Backend], aliases: Mapping[str, str]) -> None:
-        """Take backends in order of preference, and aliases as ``{alias: spec}``.
+    ``early`` are the events up to it, and ``failed`` the backend that had the request before ``backend``, if any.
+    """
+
+    backend: Backend
+    stream: EventStream
+    early: Sequence[Event]
+    failed: BackendName | None
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Where a request goes: to the first of ``backends``; the others may take over."""
+
+    spec: ModelSpec
+    backends: tuple[Backend, ...]
+    fallback: bool
+
+    @property
+    def backend(self) -> Backend:
+        """The backend of choice."""
+        return self.backends[0]
+
+    async def open(self, request: ChatRequest, accepts: Accepts) -> OpenedAnswer:
+        """Ask for an answer and wait for its first output; another backend that accepts the request may take over.
+
+        Raises:
+            LlmspellError: the request is refused, or failed before any output.
+
+        """
+        backend, others = self.backend, list(self.backends[1:])
+        failed: BackendName | None = None
+        while True:
+            try:
+                stream, early = await _open(backend, request)
+            except LlmspellError as error:
+                successor = await self._successor(error, others, accepts)
+                if successor is None:
+                    raise
+                _log.warning("%s failed on %s before the first token: %s", backend.name, self.spec, error.message)
+                failed, backend = backend.name, successor
+                others.remove(successor)
+            else:
+                return OpenedAnswer(backend, stream, early, failed)
+
+    async def _successor(self, error: LlmspellError, others: Sequence[Backend], accepts: Accepts) -> Backend | None:
+        if self._may_move(error):
+            for backend in others:
+                if accepts(backend) and await backend.has_model(self.spec.model):
+                    return backend
+        return None
+
+    def _may_move(self, error: LlmspellError) -> bool:
+        if isinstance(error, ModelNotFound):
+            return True  # it was there when the route was made
+        return self.fallback and not isinstance(error, InvalidRequest | Draining)
+
+
+class ModelRouter:
+    """Knows the backends, and the operator's aliases."""
+
+    def __init__(
+        self, backends: Sequence[Backend], aliases: Mapping[str, str], config: RoutingConfig | None = None
+    ) -> None:
+        """Take the backends, and aliases as ``{alias: spec}``.
 
         Raises:
             ConfigurationError: an alias does not stand for a model spec.
 
         """
-        self._backends = tuple(backends)
+        config = config or RoutingConfig()
+        self._backends = tuple(sorted(backends, key=lambda backend: backend.name is not config.prefer))
+        self._fallback = config.fallback
         self._aliases = {alias: _check_alias(alias, target, aliases) for alias, target in aliases.items()}
 
-    async def resolve(self, text: str) -> tuple[Backend, ModelSpec]:
+    async def route(self, text: str) -> Route:
         """Find the backend for a spec or alias: the one it names, else the first that has the model.
 
         Raises:
             InvalidModelSpec: the text is neither an alias nor a spec.
             ModelNotFound: no backend has the model; the message names the closest known ones.
+            LlmspellError: the backend that had the model is down.
 
         """
         spec = self._aliases.get(text) or parse_model_spec(text)
-        for backend in self._candidates(spec):
+        candidates = self._candidates(spec)
+        for index, backend in enumerate(candidates):
             if await backend.has_model(spec.model):
-                return backend, spec
+                return Route(spec, (backend, *candidates[index + 1 :]), self._fallback)
+        for backend in candidates:
+            if (refusal := backend.refusal(spec.model)) is not None:
+                raise refusal
         raise ModelNotFound(await self._not_found(text, spec), param="model")
 
     async def models(self) -> Sequence[ListedModel]:
-        """List the models of all backends, each under an id that ``resolve`` leads back to it."""
+        """List the models of all backends, each under an id that ``route`` leads back to it."""
         listed: dict[str, ListedModel] = {}
-        for backend in self._backends:
-            for card in await backend.models():
-                plain = f"local/{card.model}"
-                spec = plain if plain not in listed else f"{plain}@{backend.name.value}"
-                listed[spec] = ListedModel(spec, card)
+        cards = await asyncio.gather(*(backend.models() for backend in self._backends))
+        for card in chain.from_iterable(cards):
+            plain = f"local/{card.model}"
+            is_taken = any(f"local/{name}" in listed for name in equivalent_names(card.model))
+            spec = f"{plain}@{card.backend.value}" if is_taken else plain
+            listed[spec] = ListedModel(spec, card)
         return tuple(listed.values())
 
     async def model(self, text: str) -> ListedModel:
@@ -66,13 +168,21 @@ class ModelRouter:
         Raises:
             InvalidModelSpec: the text is neither an alias nor a spec.
             ModelNotFound: no backend has the model.
+            LlmspellError: the backend that had the model is down.
 
         """
-        backend, spec = await self.resolve(text)
-        for listed in await self.models():
-            if listed.card.model == spec.model and listed.card.backend is backend.name:
-                return listed
-        raise ModelNotFound(await self._not_found(text, spec), param="model")
+        route = await self.route(text)
+        card = await route.backend.model(route.spec.model)
+        if card is None:
+            raise ModelNotFound(await self._not_found(text, route.spec), param="model")
+        first = await self.route(f"local/{card.model}")
+        suffix = "" if first.backend is route.backend else f"@{card.backend.value}"
+        return ListedModel(f"local/{card.model}{suffix}", card)
+
+    def preloaded(self) -> Sequence[ListedModel]:
+        """List the models that must be in memory before the server is ready."""
+        cards = chain.from_iterable(backend.preloaded() for backend in self._backends)
+        return [ListedModel(f"local/{card.model}", card) for card in cards]
 
     def _candidates(self, spec: ModelSpec) -> Sequence[Backend]:
         if spec.backend is None:
@@ -88,11 +198,40 @@ class ModelRouter:
 
     async def _not_found(self, text: str, spec: ModelSpec) -> str:
         ids = {listed.card.model: listed.id for listed in await self.models()}
-        close = get_close_matches(spec.model, ids, n=_MAX_SUGGESTIONS, cutoff=0.5)
+        known = list(ids)[:_MAX_COMPARED]
+        close = get_close_matches(spec.model, known, n=_MAX_SUGGESTIONS, cutoff=0.5)
         close_aliases = get_close_matches(text, self._aliases, n=1, cutoff=0.5)
         names = list(dict.fromkeys(chain((ids[model] for model in close), close_aliases)))
         hint = f" Did you mean {', '.join(names)}?" if names else ""
-        return f"The model {text!r} does not exist here.{hint} {_HELP}"
+        return f"The model {text!r} does not exist here.{hint} {_how_to_get(spec)}"
+
+
+async def _open(backend: Backend, request: ChatRequest) -> tuple[EventStream, list[Event]]:
+    stream = await backend.chat(request)
+    try:
+        early: list[Event] = []
+        async for batch in stream:
+            early.extend(batch)
+            if not all(isinstance(event, Started) for event in batch):
+                break
+    except BaseException:
+        await stream.aclose()
+        raise
+    failure = next((event.error for event in early if isinstance(event, Failed)), None)
+    if failure is not None:
+        await stream.aclose()
+        raise failure
+    return stream, early
+
+
+def _how_to_get(spec: ModelSpec) -> str:
+    pull = f"`llmspell model pull {spec}`"
+    if is_hugging_face(spec.name) or spec.backend is not None:
+        return f"Download it with {pull}. GET /v1/models lists what can be served."
+    return (
+        f"GET /v1/models lists what can be served; download the model with {pull}, or start the server with "
+        f"--model FILE.gguf to add one."
+    )
 
 
 def _check_alias(alias: str, target: str, aliases: Mapping[str, str]) -> ModelSpec:

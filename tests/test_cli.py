@@ -81,7 +81,6 @@ def test_wrong_usage_is_exit_code_2(arguments: list[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "there is no model to serve. Try the bundled one with `llmspell serve --demo`"),
         (["--config", "nothing.toml"], "--config: there is no file nothing.toml."),
         (["--model", "nothing.gguf"], "--model: there is no file nothing.gguf."),
         (["--model", "local/nothing"], "The model local/nothing has no file"),

@@ -18,13 +18,17 @@ from enum import StrEnum
 from pathlib import Path
 
 from server.api.config import ApiConfig
+from server.backends.ollama.config import OllamaConfig
 from server.config import KEYS, Key, LoggingConfig, ServerConfig
 from server.pool.config import ModelConfig, PoolConfig
+from server.router import RoutingConfig
 
 ROOT = Path(__file__).parent.parent
 SECTIONS: dict[str, type] = {
     "server": ServerConfig,
     "api": ApiConfig,
+    "routing": RoutingConfig,
+    "ollama": OllamaConfig,
     "llamacpp": PoolConfig,
     "models.*": ModelConfig,
     "logging": LoggingConfig,

@@ -10,9 +10,14 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive
 
 from server.core.errors import LlmspellError
-from server.core.events import Event, Failed, Started
-from server.core.ports import Backend, EventStream
+from server.core.events import Event, Failed
 from server.core.request import ChatRequest
+from server.router import Accepts, OpenedAnswer, Route
+
+BACKEND_HEADER = "x-llmspell-backend"
+"""Response header: the backend that answers."""
+FALLBACK_HEADER = "x-llmspell-fallback"
+"""Response header: the backend that failed before the one that answers took over."""
 
 T = TypeVar("T")
 
@@ -24,10 +29,19 @@ class Answer:
     backend, too: ``__aexit__`` is the only place where requests are given up.
     """
 
-    def __init__(self, backend: Backend, request: ChatRequest) -> None:
-        self._backend = backend
+    def __init__(self, route: Route, request: ChatRequest, accepts: Accepts) -> None:
+        self._route = route
         self._request = request
-        self._stream: EventStream | None = None
+        self._accepts = accepts
+        self._opened: OpenedAnswer | None = None
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Say who answers; until the first output is there, that is the backend of choice."""
+        if self._opened is None:
+            return {BACKEND_HEADER: self._route.backend.name.value}
+        headers = {BACKEND_HEADER: self._opened.backend.name.value}
+        return headers if self._opened.failed is None else headers | {FALLBACK_HEADER: self._opened.failed.value}
 
     async def __aenter__(self) -> Self:
         self._opening = asyncio.create_task(self._open())
@@ -56,26 +70,18 @@ class Answer:
         except LlmspellError as error:
             yield (Failed(error),)
             return
-        if self._stream is not None:
-            async for batch in self._stream:
+        if self._opened is not None:
+            async for batch in self._opened.stream:
                 yield batch
 
     async def _close(self) -> None:
         await _cancel(self._opening)
-        if self._stream is not None:
-            await self._stream.aclose()
+        if self._opened is not None:
+            await self._opened.stream.aclose()
 
     async def _open(self) -> Sequence[Event]:
-        self._stream = await self._backend.chat(self._request)
-        early: list[Event] = []
-        async for batch in self._stream:
-            early.extend(batch)
-            if not all(isinstance(event, Started) for event in batch):
-                break
-        for event in early:
-            if isinstance(event, Failed):
-                raise event.error
-        return early
+        self._opened = await self._route.open(self._request, self._accepts)
+        return self._opened.early
 
 
 async def run_while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:

@@ -13,7 +13,17 @@ from server import __version__
 from server.api.errors import error_event
 from server.api.responses import dump_json
 from server.core.errors import BackendError, LlmspellError
-from server.core.events import ChoiceFinished, Event, Failed, Finished, TextDelta, TokenLogprob, Usage
+from server.core.events import (
+    ChoiceFinished,
+    Event,
+    Failed,
+    Finished,
+    ReasoningDelta,
+    TextDelta,
+    TokenLogprob,
+    ToolCallDelta,
+    Usage,
+)
 
 STREAM_END = b"data: [DONE]\n\n"
 _ENDED_EARLY = "The backend ended the answer without saying why; try again."
@@ -87,14 +97,21 @@ class ChunkEncoder:
                 return self._text_starts[event.index] + dump_json(event.text) + self._text_end
             delta = b'{"content":' + dump_json(event.text) + b"}"
             return self._chunk(event.index, delta, dump_json(_logprobs(event.logprobs)), b"null")
-        if isinstance(event, ChoiceFinished):
-            return self._chunk(event.index, b"{}", b"null", dump_json(event.reason.value))
         if isinstance(event, Finished):
             self.usage = event.usage
             return self._usage_chunk(event.usage) + STREAM_END
         if isinstance(event, Failed):
             self.failure = event.error
             return error_event(event.error)
+        return self._encode_rare(event)
+
+    def _encode_rare(self, event: Event) -> bytes:
+        if isinstance(event, ChoiceFinished):
+            return self._chunk(event.index, b"{}", b"null", dump_json(event.reason.value))
+        if isinstance(event, ReasoningDelta):
+            return self._chunk(event.index, dump_json(_reasoning(event.text)), b"null", b"null")
+        if isinstance(event, ToolCallDelta):
+            return self._chunk(event.index, dump_json({"tool_calls": [_call_delta(event)]}), b"null", b"null")
         return b""
 
     def _chunk(self, index: int, delta: bytes, logprobs: bytes, finish_reason: bytes) -> bytes:
@@ -128,6 +145,10 @@ class CompletionCollector:
                 choice = self._choices[event.index]
                 choice.texts.append(event.text)
                 choice.logprobs.extend(event.logprobs)
+            elif isinstance(event, ReasoningDelta):
+                self._choices[event.index].reasoning.append(event.text)
+            elif isinstance(event, ToolCallDelta):
+                self._choices[event.index].add_call(event)
             elif isinstance(event, ChoiceFinished):
                 self._choices[event.index].finish_reason = event.reason.value
             elif isinstance(event, Finished):
@@ -153,15 +174,62 @@ class _Choice:
     index: int
     texts: list[str] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
+    reasoning: list[str] = field(default_factory=list)
+    calls: dict[int, _Call] = field(default_factory=dict)
     finish_reason: str | None = None
+
+    def add_call(self, delta: ToolCallDelta) -> None:
+        call = self.calls.setdefault(delta.call, _Call())
+        call.id = call.id if delta.id is None else delta.id
+        call.name = call.name if delta.name is None else delta.name
+        call.arguments.append(delta.arguments)
 
     def to_wire(self, *, with_logprobs: bool) -> dict[str, object]:
         return {
             "index": self.index,
-            "message": {"role": "assistant", "content": "".join(self.texts), "refusal": None, "annotations": []},
+            "message": self._message(),
             "logprobs": _logprobs(self.logprobs) if with_logprobs else None,
             "finish_reason": self.finish_reason,
         }
+
+    def _message(self) -> dict[str, object]:
+        text = "".join(self.texts)
+        message: dict[str, object] = {
+            "role": "assistant",
+            "content": text if text or not self.calls else None,
+            "refusal": None,
+            "annotations": [],
+        }
+        if self.reasoning:
+            message |= _reasoning("".join(self.reasoning))
+        if self.calls:
+            message["tool_calls"] = [call.to_wire() for _, call in sorted(self.calls.items())]
+        return message
+
+
+@dataclass(slots=True)
+class _Call:
+    id: str = ""
+    name: str = ""
+    arguments: list[str] = field(default_factory=list)
+
+    def to_wire(self) -> dict[str, object]:
+        return _function_call(self.id, self.name, "".join(self.arguments))
+
+
+def _function_call(call_id: str, name: str, arguments: str) -> dict[str, object]:
+    return {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
+
+
+def _call_delta(delta: ToolCallDelta) -> dict[str, object]:
+    if delta.id is None or delta.name is None:
+        return {"index": delta.call, "function": {"arguments": delta.arguments}}
+    return {"index": delta.call, **_function_call(delta.id, delta.name, delta.arguments)}
+
+
+def _reasoning(text: str) -> dict[str, object]:
+    """Give reasoning under both names that clients look for: DeepSeek's and OpenRouter's."""
+    return {"reasoning_content": text, "reasoning": text}
 
 
 def _logprobs(tokens: Sequence[TokenLogprob]) -> dict[str, object]:

@@ -26,7 +26,7 @@ class ApiConfig:
     """
 
     unsupported: Literal["error", "ignore"] = "error"
-    max_body_bytes: int = 4 * 1024 * 1024
+    max_body_bytes: int = 32 * 1024 * 1024
     max_messages: int = 2048
     max_n: int = 16
     max_stop_sequences: int = 4

@@ -3,22 +3,50 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pydantic import ValidationError
 
 from server.api.config import ApiConfig
 from server.api.errors import invalid_body
-from server.api.schemas import ChatCompletionBody, WireContentPart, WireMessage
+from server.api.schemas import ChatCompletionBody, WireContentPart, WireMessage, WireToolChoice
 from server.core.errors import InvalidRequest, UnsupportedParameter
 from server.core.model_spec import ModelSpec
-from server.core.request import ChatRequest, Message, Role, SamplingParameters, ToolCall
+from server.core.request import (
+    ChatRequest,
+    ImageInput,
+    JsonObjectFormat,
+    JsonSchemaFormat,
+    Message,
+    ReasoningEffort,
+    Role,
+    SamplingParameters,
+    Tool,
+    ToolCall,
+    ToolChoice,
+    ToolChoiceMode,
+)
 
 _TOKEN_ID = re.compile(r"[0-9]{1,10}\Z")
 _MAX_TOKEN_ID = 2**31 - 1
 _MAX_METADATA, _MAX_METADATA_KEY_LEN, _MAX_METADATA_VALUE_LEN = 16, 64, 512
-_UNSERVED_PARTS = frozenset({"image_url", "input_audio", "file", "video_url"})
+_IMAGE = "image_url"
+_UNSERVED_PARTS = frozenset({"input_audio", "file", "video_url"})
+_SAMPLING = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "frequency_penalty",
+    "presence_penalty",
+    "repeat_penalty",
+    "seed",
+    "ignore_eos",
+)
+# Go's syntax, which is Ollama's: https://pkg.go.dev/time#ParseDuration
+_DURATION = re.compile(r"[+-]?(0|([0-9]+(\.[0-9]*)?|\.[0-9]+)(ns|us|µs|μs|ms|s|m|h)){1,16}\Z")
+_LONGEST_SECONDS = 2**31
 
 
 def parse_chat_body(body: bytes) -> ChatCompletionBody:
@@ -53,10 +81,18 @@ def to_chat_request(body: ChatCompletionBody, spec: ModelSpec, config: ApiConfig
         spec=spec,
         messages=tuple(_to_message(message, f"messages[{index}]") for index, message in enumerate(body.messages)),
         sampling=_to_sampling(body, config),
+        given_sampling=frozenset(name for name in _SAMPLING if getattr(body, name) is not None),
         max_tokens=_max_tokens(body),
         stop=_stop_strings(body.stop, config),
         n=_number_of_choices(body.n, config),
         top_logprobs=_top_logprobs(body),
+        tools=_tools(body),
+        tool_choice=_tool_choice(body),
+        parallel_tool_calls=body.parallel_tool_calls is not False,
+        response_format=_response_format(body),
+        reasoning_effort=None if body.reasoning_effort is None else ReasoningEffort(body.reasoning_effort),
+        keep_alive=_keep_alive(body.keep_alive),
+        num_ctx=body.num_ctx,
     )
 
 
@@ -104,6 +140,8 @@ def _to_message(message: WireMessage, path: str) -> Message:
             for call in message.tool_calls or ()
         ),
         tool_call_id=message.tool_call_id,
+        images=tuple(_images(message, f"{path}.content")),
+        reasoning=message.reasoning_content or message.reasoning or "",
     )
 
 
@@ -126,17 +164,34 @@ def _join_parts(parts: Sequence[WireContentPart], role: str, path: str) -> str:
             f"Invalid value for '{path}': expected an array with at least 1 element, but got an empty array.",
             param=path,
         )
-    return "\n".join(_part_text(part, role, f"{path}[{index}]") for index, part in enumerate(parts))
+    texts = (_part_text(part, role, f"{path}[{index}]") for index, part in enumerate(parts) if part.type != _IMAGE)
+    return "\n".join(texts)
+
+
+def _images(message: WireMessage, path: str) -> Iterator[ImageInput]:
+    parts = message.content if isinstance(message.content, list) else ()
+    for index, part in enumerate(parts):
+        if part.type != _IMAGE:
+            continue
+        place = f"{path}[{index}].{_IMAGE}"
+        if message.role != "user":
+            raise InvalidRequest(f"Invalid value for '{place}': only user messages show images.", param=place)
+        if part.image_url is None:
+            raise InvalidRequest(f"Missing required parameter: '{place}'.", param=place)
+        yield ImageInput(part.image_url.url, f"{place}.url")
 
 
 def _part_text(part: WireContentPart, role: str, path: str) -> str:
     if part.type in _UNSERVED_PARTS:
         raise UnsupportedParameter(
-            f"Unsupported content: '{path}' is of type {part.type}, but this server takes text only.", param=path
+            f"Unsupported content: '{path}' is of type {part.type}, but this server takes text and images only.",
+            param=path,
         )
     is_refusal = part.type == "refusal" and role == "assistant"
     if part.type != "text" and not is_refusal:
-        raise InvalidRequest(f"Invalid value for '{path}.type': supported values are 'text'.", param=f"{path}.type")
+        raise InvalidRequest(
+            f"Invalid value for '{path}.type': supported values are 'text' and 'image_url'.", param=f"{path}.type"
+        )
     text = part.refusal if is_refusal else part.text
     if text is None:
         raise InvalidRequest(f"Missing required parameter: '{path}.{part.type}'.", param=f"{path}.{part.type}")
@@ -222,3 +277,59 @@ def _top_logprobs(body: ChatCompletionBody) -> int | None:
     if body.top_logprobs:
         raise InvalidRequest("'top_logprobs' requires 'logprobs' to be true.", param="top_logprobs")
     return None
+
+
+def _tools(body: ChatCompletionBody) -> tuple[Tool, ...]:
+    functions = [tool.function for tool in body.tools or ()]
+    names = [function.name for function in functions]
+    if (double := next((name for name in names if names.count(name) > 1), None)) is not None:
+        raise InvalidRequest(f"Invalid value for 'tools': the function {double!r} is there twice.", param="tools")
+    return tuple(Tool(each.name, each.description, each.parameters or _NO_ARGUMENTS) for each in functions)
+
+
+_NO_ARGUMENTS: Mapping[str, object] = {"type": "object", "properties": {}}
+
+
+def _tool_choice(body: ChatCompletionBody) -> ToolChoice:
+    choice = body.tool_choice
+    if choice is None:
+        return ToolChoice()
+    if isinstance(choice, WireToolChoice):
+        name = choice.function.name
+        if name not in (tool.function.name for tool in body.tools or ()):
+            raise InvalidRequest(
+                f"Invalid value for 'tool_choice': there is no function {name!r} in 'tools'.", param="tool_choice"
+            )
+        return ToolChoice(ToolChoiceMode.REQUIRED, name)
+    mode = ToolChoiceMode(choice)
+    if mode is ToolChoiceMode.REQUIRED and not body.tools:
+        raise InvalidRequest("'tool_choice' is only allowed when 'tools' are specified.", param="tool_choice")
+    return ToolChoice(mode)
+
+
+def _response_format(body: ChatCompletionBody) -> JsonObjectFormat | JsonSchemaFormat | None:
+    wanted = body.response_format
+    if wanted is None or wanted.type == "text":
+        return None
+    if wanted.type == "json_object":
+        return JsonObjectFormat()
+    if wanted.json_schema is None:
+        raise InvalidRequest(
+            "Missing required parameter: 'response_format.json_schema'.", param="response_format.json_schema"
+        )
+    return JsonSchemaFormat(wanted.json_schema.schema_ or {})
+
+
+def _keep_alive(value: str | float | None) -> str | float | None:
+    if isinstance(value, str) and not _DURATION.match(value):
+        raise InvalidRequest(
+            f"Invalid value for 'keep_alive': {value[:64]!r} is not a duration; write seconds as a number, or a number "
+            "with a unit, such as 90s, 5m or 1h30m.",
+            param="keep_alive",
+        )
+    if isinstance(value, int | float) and abs(value) > _LONGEST_SECONDS:
+        raise InvalidRequest(
+            "Invalid value for 'keep_alive': that is too long; -1 keeps the model in memory for ever.",
+            param="keep_alive",
+        )
+    return value

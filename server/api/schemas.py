@@ -7,6 +7,7 @@ checked in ``server.api.convert``.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
@@ -15,11 +16,12 @@ _INT32_MAX = 2**31 - 1
 _INT64_MIN, _INT64_MAX = -(2**63), 2**63 - 1
 
 # Far beyond real conversations. Parsing stops there: it holds up all other requests meanwhile.
-MAX_MESSAGES, MAX_PARTS, MAX_TOOL_CALLS = 100_000, 4096, 1024
+MAX_MESSAGES, MAX_PARTS, MAX_TOOL_CALLS, MAX_TOOLS = 100_000, 4096, 1024, 1024
+_MAX_CONTEXT = 2**24
 
 # Pydantic puts the tag of a union's branch into the location of an error; `server.api.errors` takes these out again.
-STRING, ARRAY = "(string)", "(array)"
-UNION_TAGS = frozenset({STRING, ARRAY})
+STRING, ARRAY, OBJECT, NUMBER = "(string)", "(array)", "(object)", "(number)"
+UNION_TAGS = frozenset({STRING, ARRAY, OBJECT, NUMBER})
 
 
 def _string_or_array(value: object) -> str | None:
@@ -28,8 +30,20 @@ def _string_or_array(value: object) -> str | None:
     return ARRAY if isinstance(value, list) else None
 
 
-def _choice(expected: str) -> Discriminator:
-    return Discriminator(_string_or_array, custom_error_type="wrong_type", custom_error_message=expected)
+def _string_or_object(value: object) -> str | None:
+    if isinstance(value, str):
+        return STRING
+    return OBJECT if isinstance(value, dict) else None
+
+
+def _string_or_number(value: object) -> str | None:
+    if isinstance(value, str):
+        return STRING
+    return NUMBER if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _choice(expected: str, tag: Callable[[object], str | None] = _string_or_array) -> Discriminator:
+    return Discriminator(tag, custom_error_type="wrong_type", custom_error_message=expected)
 
 
 class WireModel(BaseModel):
@@ -38,12 +52,20 @@ class WireModel(BaseModel):
     model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False, frozen=True)
 
 
+class WireImageUrl(WireModel):
+    """Where an image is: an ``http(s):`` URL, or the image itself as a ``data:`` URL."""
+
+    url: str
+    detail: Literal["auto", "low", "high"] | None = Field(default=None, description="Accepted; it has no effect.")
+
+
 class WireContentPart(WireModel):
-    """One part of a message's content; only ``text`` (and an assistant's ``refusal``) can be served."""
+    """One part of a message's content: ``text``, ``image_url``, or an assistant's ``refusal``."""
 
     type: str
     text: str | None = None
     refusal: str | None = None
+    image_url: WireImageUrl | None = None
 
 
 class WireFunctionCall(WireModel):
@@ -59,6 +81,7 @@ class WireToolCall(WireModel):
     id: str
     type: Literal["function"] = "function"
     function: WireFunctionCall
+    index: int | None = Field(default=None, description="What chunks of a stream carry; sent back, it has no effect.")
 
 
 _Parts = Annotated[list[WireContentPart], Field(fail_fast=True, max_length=MAX_PARTS)]
@@ -77,6 +100,55 @@ class WireMessage(WireModel):
     refusal: str | None = None
     tool_calls: Annotated[list[WireToolCall], Field(fail_fast=True, max_length=MAX_TOOL_CALLS)] | None = None
     tool_call_id: str | None = None
+    reasoning_content: str | None = Field(default=None, description="What an assistant thought before it answered.")
+    reasoning: str | None = Field(default=None, description="Another name of reasoning_content.")
+
+
+class WireFunction(WireModel):
+    """A function that the model may call."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_.\-]{1,64}$", description="Letters, digits, and any of _ . -")
+    description: str | None = None
+    parameters: dict[str, Any] | None = Field(default=None, description="A JSON schema.")
+    strict: bool | None = Field(
+        default=None, description="Accepted; arguments are as strict as the backend makes them."
+    )
+
+
+class WireTool(WireModel):
+    """A tool of the request."""
+
+    type: Literal["function"]
+    function: WireFunction
+
+
+class WireFunctionName(WireModel):
+    """A function by its name."""
+
+    name: str = Field(min_length=1)
+
+
+class WireToolChoice(WireModel):
+    """The one function to call."""
+
+    type: Literal["function"]
+    function: WireFunctionName
+
+
+class WireJsonSchema(WireModel):
+    """What the completion is to look like."""
+
+    name: str = Field(min_length=1)
+    description: str | None = None
+    schema_: dict[str, Any] | None = Field(default=None, alias="schema", description="A JSON schema.")
+    strict: bool | None = None
+
+
+class WireResponseFormat(WireModel):
+    """The format of the completion."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: WireJsonSchema | None = None
 
 
 class WireStreamOptions(WireModel):
@@ -129,3 +201,28 @@ class ChatCompletionBody(WireModel):
     min_p: float | None = Field(default=None, ge=0, le=1, description="Extension of llama.cpp; 0 is off.")
     repeat_penalty: float | None = Field(default=None, ge=0.1, le=10, description="Extension of llama.cpp; 1 is off.")
     ignore_eos: bool | None = Field(default=None, description="Extension of llama.cpp: go on until max_tokens.")
+    tools: Annotated[list[WireTool], Field(fail_fast=True, max_length=MAX_TOOLS)] | None = None
+    tool_choice: (
+        Annotated[
+            Annotated[Literal["none", "auto", "required"], Tag(STRING)] | Annotated[WireToolChoice, Tag(OBJECT)],
+            _choice("a string or an object", _string_or_object),
+        ]
+        | None
+    ) = None
+    parallel_tool_calls: bool | None = None
+    response_format: WireResponseFormat | None = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
+    keep_alive: (
+        Annotated[
+            Annotated[str, Tag(STRING)] | Annotated[int | float, Tag(NUMBER)],
+            _choice("a string or a number", _string_or_number),
+        ]
+        | None
+    ) = Field(
+        default=None,
+        description="Extension of Ollama; how long the model stays in memory after the answer: seconds, or a duration "
+        "such as 5m; a negative value is for ever.",
+    )
+    num_ctx: int | None = Field(
+        default=None, ge=1, le=_MAX_CONTEXT, description="Extension of Ollama; context length to load the model with."
+    )

@@ -61,6 +61,7 @@ class AnswerStream(EventSourceResponse):
         try:
             async with self._answer:
                 await run_while_connected(receive, self._answer.opened(self._longest_silence))
+                self.headers.update(self._answer.headers)
                 await self._send_events(scope, receive, send)
         except TimeoutError:
             _log.warning("a client stopped reading its stream; gave it up after %s s", self._send_timeout)

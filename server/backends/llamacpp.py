@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Self
 
-from server.core.errors import InvalidRequest
+from server.core.errors import InvalidRequest, LlmspellError
 from server.core.events import Event, Failed, Finished
 from server.core.model_spec import BackendName
+from server.core.parameters import ParameterSupport, mapped
 from server.core.ports import EventStream, ModelCard
 from server.core.request import ChatRequest
 from server.engine.runner import Tokens
@@ -17,11 +18,35 @@ from server.pool.loader import LoadedModel
 from server.pool.pool import Pool
 from server.pool.resident import Lease
 
+_PARAMETERS: Mapping[str, ParameterSupport] = {
+    "max_tokens": mapped(),
+    "max_completion_tokens": mapped(),
+    "temperature": mapped(),
+    "top_p": mapped(),
+    "top_k": mapped(),
+    "min_p": mapped(),
+    "seed": mapped(),
+    "stop": mapped(),
+    "n": mapped("sequences that share the prompt"),
+    "logprobs": mapped(),
+    "top_logprobs": mapped(),
+    "logit_bias": mapped(),
+    "frequency_penalty": mapped(),
+    "presence_penalty": mapped(),
+    "repeat_penalty": mapped(),
+    "ignore_eos": mapped(),
+    "messages[].name": mapped("given to the chat template"),
+    "messages[].tool_calls": mapped("given to the chat template"),
+    "messages[].tool_call_id": mapped("given to the chat template"),
+    "messages[].reasoning_content": mapped("given to the chat template"),
+}
+
 
 class LlamaCppBackend:
     """``core.ports.Backend`` over the pool."""
 
     name = BackendName.LLAMACPP
+    parameters = _PARAMETERS
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
@@ -45,9 +70,21 @@ class LlamaCppBackend:
         """List the models of the pool."""
         return self._pool.cards()
 
+    def preloaded(self) -> Sequence[ModelCard]:
+        """List the models that the configuration wants in memory from the start."""
+        return self._pool.preloaded_cards()
+
+    async def model(self, model: str) -> ModelCard | None:
+        """Describe one model of the pool."""
+        return self._pool.card(model)
+
     async def has_model(self, model: str) -> bool:
         """Whether the pool has the model, in memory or not."""
         return self._pool.has_model(model)
+
+    def refusal(self, model: str) -> LlmspellError | None:  # noqa: ARG002 - the port's signature
+        """Know of no model that cannot be asked for: what is wrong with it, a request tells."""
+        return None
 
 
 class GenerationStream:

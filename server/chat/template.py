@@ -102,6 +102,8 @@ class ChatTemplate:
             entry["name"] = as_data(message.name)
         if message.tool_call_id is not None:
             entry["tool_call_id"] = as_data(message.tool_call_id)
+        if message.reasoning:
+            entry["reasoning_content"] = as_data(message.reasoning)
         if message.tool_calls:
             entry["tool_calls"] = [
                 {
@@ -155,6 +157,7 @@ def _unused_character(messages: Sequence[Message]) -> str:
     def texts() -> Iterator[str]:
         for message in messages:
             yield message.content
+            yield message.reasoning
             yield message.name or ""
             yield message.tool_call_id or ""
             yield from (call.arguments + call.name + call.id for call in message.tool_calls)

@@ -122,7 +122,7 @@ def demo_model_path() -> Path:
 
 
 def _require_models(settings: Settings) -> None:
-    if not settings.models:
+    if not settings.models and not settings.ollama.enabled:
         raise ConfigurationError(
             "there is no model to serve. Try the bundled one with `llmspell serve --demo`, name a file with "
             "`llmspell serve --model FILE.gguf`, or list models in a configuration file (see config.example.toml)."

@@ -1,7 +1,8 @@
 """What a backend says while it answers: the one event type for both backends.
 
-A stream is ``Started (TextDelta | ChoiceFinished)* (Finished | Failed)``, or ``Failed`` alone when a request fails
-while it waits. Events carry the ``index`` of the choice they belong to; nothing follows ``Finished`` or ``Failed``.
+A stream is ``Started (TextDelta | ReasoningDelta | ToolCallDelta | ChoiceFinished)* (Finished | Failed)``, or
+``Failed`` alone when a request fails while it waits. Events carry the ``index`` of the choice they belong to; nothing
+follows ``Finished`` or ``Failed``.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ class FinishReason(StrEnum):
 
     STOP = "stop"
     LENGTH = "length"
+    TOOL_CALLS = "tool_calls"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,29 @@ class TextDelta:
     index: int
     text: str
     logprobs: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ReasoningDelta:
+    """New text of what the model thinks before it answers."""
+
+    index: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCallDelta:
+    """A part of a function call.
+
+    ``call`` numbers the calls of the choice. The first part of a call carries ``id`` and ``name``; ``arguments`` is a
+    piece of JSON text, and the pieces of one call make the whole.
+    """
+
+    index: int
+    call: int
+    id: str | None
+    name: str | None
+    arguments: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,4 +110,4 @@ class Failed:
     error: LlmspellError
 
 
-Event = Started | TextDelta | ChoiceFinished | Finished | Failed
+Event = Started | TextDelta | ReasoningDelta | ToolCallDelta | ChoiceFinished | Finished | Failed

@@ -8,7 +8,12 @@ from enum import StrEnum
 
 from server.core.errors import InvalidModelSpec
 
+DEFAULT_VARIANT = "latest"
+DEFAULT_QUANTIZATION = "Q4_K_M"
+
 _MAX_SPEC_LEN = 256
+_HUGGING_FACE = ("hf.co/", "huggingface.co/")
+_HUGGING_FACE_SLASHES = 2
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._\-+ ]*(?:/[A-Za-z0-9][A-Za-z0-9._\-+]*)*\Z")
 _VARIANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._\-+]*\Z")
 
@@ -53,6 +58,23 @@ class ModelSpec:
         return f"local/{self.model}{suffix}"
 
 
+def equivalent_names(model: str) -> tuple[str, ...]:
+    """Return the names (with variant) that mean the same model, the given one first.
+
+    A missing variant is ``latest``, and for a repository of Hugging Face also its ``Q4_K_M`` file.
+    """
+    name, colon, variant = model.partition(":")
+    default = (DEFAULT_VARIANT, DEFAULT_QUANTIZATION) if is_hugging_face(name) else (DEFAULT_VARIANT,)
+    if not colon:
+        return (model, *(f"{name}:{each}" for each in default))
+    return (model, name) if variant in default else (model,)
+
+
+def is_hugging_face(name: str) -> bool:
+    """Whether a model name stands for a repository on Hugging Face."""
+    return name.lower().startswith(_HUGGING_FACE)
+
+
 def parse_model_spec(text: str) -> ModelSpec:
     """Parse a spec as a client writes it in ``model``.
 
@@ -73,6 +95,8 @@ def parse_model_spec(text: str) -> ModelSpec:
         raise InvalidModelSpec(
             f"{text!r} is not a model spec. Write [provider/]name[:variant][@backend], for example local/llama3.1:8b."
         )
+    if is_hugging_face(name) and name.count("/") != _HUGGING_FACE_SLASHES:
+        raise InvalidModelSpec(f"{text!r} names no repository; write hf.co/owner/repository[:quantization].")
     return ModelSpec(name=name, variant=variant if colon else None, backend=forced or provided)
 
 

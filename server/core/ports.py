@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol, Self
 
+from server.core.errors import LlmspellError
 from server.core.events import Event
 from server.core.model_spec import BackendName
+from server.core.parameters import ParameterSupport
 from server.core.request import ChatRequest
 
 
@@ -36,7 +38,6 @@ class ModelCard:
     size_bytes: int
     context_length: int | None
     capabilities: tuple[str, ...] = ("chat",)
-    preload: bool = False
 
 
 class EventStream(Protocol):
@@ -60,11 +61,20 @@ class EventStream(Protocol):
 
 
 class Backend(Protocol):
-    """Something that runs models."""
+    """Something that runs models.
+
+    Models are named by name and variant, without provider (``llama3.1:8b``); a backend also knows its models by the
+    names that mean the same (``llama3.1:latest`` for ``llama3.1``).
+    """
 
     @property
     def name(self) -> BackendName:
         """The backend's name in model specs."""
+        ...
+
+    @property
+    def parameters(self) -> Mapping[str, ParameterSupport]:
+        """What becomes of each parameter of a chat request; one that is missing is refused."""
         ...
 
     async def chat(self, request: ChatRequest) -> EventStream:
@@ -78,9 +88,21 @@ class Backend(Protocol):
         ...
 
     async def models(self) -> Sequence[ModelCard]:
-        """List the models this backend can serve."""
+        """List the models this backend can serve; of a backend that is down, none."""
+        ...
+
+    def preloaded(self) -> Sequence[ModelCard]:
+        """List the models that must be in memory before the server is ready."""
+        ...
+
+    async def model(self, model: str) -> ModelCard | None:
+        """Describe one model; ``None`` if it cannot be served."""
         ...
 
     async def has_model(self, model: str) -> bool:
-        """Whether ``model`` (name and variant, without provider) can be served."""
+        """Whether the model can be served, as far as is known without a wait that a request would feel."""
+        ...
+
+    def refusal(self, model: str) -> LlmspellError | None:
+        """Return why a model that the backend knows cannot be served: it is down, say; ``None`` if it does not."""
         ...

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -28,14 +29,75 @@ class ToolCall:
 
 
 @dataclass(frozen=True, slots=True)
+class ImageInput:
+    """An image that a message shows: a ``data:`` or ``http(s):`` URL, not yet read; ``path`` names it in errors."""
+
+    url: str
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
 class Message:
-    """One message of a conversation; text parts are already joined with newlines."""
+    """One message of a conversation; text parts are already joined with newlines.
+
+    ``reasoning`` is what an assistant thought before it said ``content``, when the client sends that back.
+    """
 
     role: Role
     content: str
     name: str | None = None
     tool_calls: tuple[ToolCall, ...] = ()
     tool_call_id: str | None = None
+    images: tuple[ImageInput, ...] = ()
+    reasoning: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """A function that the model may call; ``parameters`` is the JSON schema of its arguments."""
+
+    name: str
+    description: str | None
+    parameters: Mapping[str, object]
+
+
+class ToolChoiceMode(StrEnum):
+    """Whether the model calls functions: as it likes, never, or at least one."""
+
+    AUTO = "auto"
+    NONE = "none"
+    REQUIRED = "required"
+
+
+@dataclass(frozen=True, slots=True)
+class ToolChoice:
+    """Which functions the model calls; ``name`` with ``REQUIRED`` asks for this one."""
+
+    mode: ToolChoiceMode = ToolChoiceMode.AUTO
+    name: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class JsonObjectFormat:
+    """The completion is any JSON object."""
+
+
+@dataclass(frozen=True, slots=True)
+class JsonSchemaFormat:
+    """The completion is JSON that a schema describes."""
+
+    schema: Mapping[str, object]
+
+
+class ReasoningEffort(StrEnum):
+    """How long a model thinks before it answers."""
+
+    NONE = "none"
+    MINIMAL = "minimal"
+    LOW = "low"
+    MEDIUM = "medium"
+    HIGH = "high"
+    XHIGH = "xhigh"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +126,23 @@ class ChatRequest:
 
     ``max_tokens`` is ``None`` when the client set no limit: the completion may then fill the context.
     ``top_logprobs`` is ``None`` when no log probabilities are wanted, else the number of alternatives per token.
+    ``given_sampling`` names the fields of ``sampling`` that the client set: where a model brings defaults of its own,
+    these hold for the others. ``keep_alive`` is as Ollama writes it: seconds, or a duration such as ``"5m"``; a
+    negative one is for ever. ``num_ctx`` is the context length in tokens that the model is to be loaded with.
     """
 
     spec: ModelSpec
     messages: tuple[Message, ...]
     sampling: SamplingParameters = field(default_factory=SamplingParameters)
+    given_sampling: frozenset[str] = frozenset()
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
     n: int = 1
     top_logprobs: int | None = None
+    tools: tuple[Tool, ...] = ()
+    tool_choice: ToolChoice = field(default_factory=ToolChoice)
+    parallel_tool_calls: bool = True
+    response_format: JsonObjectFormat | JsonSchemaFormat | None = None
+    reasoning_effort: ReasoningEffort | None = None
+    keep_alive: str | float | None = None
+    num_ctx: int | None = None

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from server.core.errors import Draining, LlmspellError, ModelLoadingFailed, ModelNotFound
-from server.core.model_spec import BackendName
+from server.core.model_spec import BackendName, equivalent_names
 from server.core.ports import ModelCard, ModelState
 from server.engine.engine import Delivery
 from server.pool.config import ModelConfig, PoolConfig
@@ -77,7 +77,7 @@ class Pool:
             Draining: the server shuts down.
 
         """
-        entry = self._entries.get(name)
+        entry = self._entry(name)
         if entry is None:
             raise ModelNotFound(f"The model {name!r} is not configured.", param="model")
         return (await self._resident(entry)).lease()
@@ -86,14 +86,26 @@ class Pool:
         """Describe all models."""
         return [_card(entry) for entry in self._entries.values()]
 
+    def preloaded_cards(self) -> list[ModelCard]:
+        """Describe the models that the configuration wants in memory from the start."""
+        return [_card(entry) for entry in self._entries.values() if entry.config.preload]
+
+    def card(self, name: str) -> ModelCard | None:
+        """Describe one model; ``None`` if ``lease`` does not know the name."""
+        entry = self._entry(name)
+        return None if entry is None else _card(entry)
+
     def has_model(self, name: str) -> bool:
         """Whether ``lease`` knows the name."""
-        return name in self._entries
+        return self._entry(name) is not None
 
     async def close(self) -> None:
         """Refuse new leases, fail what still runs, and free all memory."""
         self._is_draining = True
         await asyncio.gather(*(self._close(entry) for entry in self._entries.values()))
+
+    def _entry(self, name: str) -> _Entry | None:
+        return next((self._entries[each] for each in equivalent_names(name) if each in self._entries), None)
 
     def _refuse_when_draining(self) -> None:
         if self._is_draining:
@@ -182,5 +194,4 @@ def _card(entry: _Entry) -> ModelCard:
         created=created,
         size_bytes=size_bytes,
         context_length=context_length or None,
-        preload=entry.config.preload,
     )

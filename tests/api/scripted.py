@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Self
 
+from server.backends.llamacpp import LlamaCppBackend
 from server.core.errors import LlmspellError
 from server.core.events import ChoiceFinished, Event, Failed, Finished, FinishReason, Started, TextDelta, Timings, Usage
-from server.core.model_spec import BackendName
+from server.core.model_spec import BackendName, equivalent_names
+from server.core.parameters import ParameterSupport
 from server.core.ports import EventStream, ModelCard, ModelState
 from server.core.request import ChatRequest
 
@@ -50,7 +52,6 @@ def card(
     state: ModelState = ModelState.WARM,
     *,
     backend: BackendName = BackendName.LLAMACPP,
-    preload: bool = True,
 ) -> ModelCard:
     return ModelCard(
         model=model,
@@ -59,7 +60,6 @@ def card(
         created=1_700_000_000,
         size_bytes=1234,
         context_length=2048,
-        preload=preload,
     )
 
 
@@ -88,11 +88,14 @@ class ScriptedBackend:
 
     script: Script = say_hello
     cards: list[ModelCard] = field(default_factory=lambda: [card()])
-    refusal: Exception | None = None
+    rejection: Exception | None = None
     admission: asyncio.Event | None = None
     requests: list[ChatRequest] = field(default_factory=list)
     held: int = 0
     name: BackendName = BackendName.LLAMACPP
+    parameters: Mapping[str, ParameterSupport] = field(default_factory=lambda: LlamaCppBackend.parameters)
+    preloaded_cards: list[ModelCard] = field(default_factory=list)
+    refusals: dict[str, LlmspellError] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.changed = asyncio.Condition()
@@ -110,14 +113,23 @@ class ScriptedBackend:
     async def _admit(self) -> None:
         if self.admission is not None:
             await self.admission.wait()
-        if self.refusal is not None:
-            raise self.refusal
+        if self.rejection is not None:
+            raise self.rejection
 
     async def models(self) -> Sequence[ModelCard]:
         return self.cards
 
+    def preloaded(self) -> Sequence[ModelCard]:
+        return self.preloaded_cards
+
+    async def model(self, model: str) -> ModelCard | None:
+        return next((card for card in self.cards if card.model in equivalent_names(model)), None)
+
     async def has_model(self, model: str) -> bool:
-        return any(card.model == model for card in self.cards)
+        return await self.model(model) is not None
+
+    def refusal(self, model: str) -> LlmspellError | None:
+        return self.refusals.get(model)
 
     async def _hold(self, count: int) -> None:
         self.held += count

@@ -11,6 +11,7 @@ from server.api.answer import Answer, run_while_connected
 from server.core.model_spec import ModelSpec
 from server.core.request import ChatRequest, Role
 from server.core.request import Message as ChatMessage
+from server.router import Route
 
 REQUEST = ChatRequest(spec=ModelSpec("demo"), messages=(ChatMessage(Role.USER, "Hi"),))
 
@@ -19,7 +20,7 @@ async def test_cancelling_twice_still_closes_the_request(backend: ScriptedBacken
     opened = asyncio.Event()
 
     async def use() -> None:
-        async with Answer(backend, REQUEST) as answer:
+        async with Answer(Route(ModelSpec("demo"), (backend,), fallback=False), REQUEST, lambda _: True) as answer:
             await answer.opened()
             opened.set()
             await asyncio.Event().wait()
@@ -37,7 +38,7 @@ async def test_cancelling_twice_still_closes_the_request(backend: ScriptedBacken
 
 async def test_leaving_while_the_backend_still_admits(backend: ScriptedBackend) -> None:
     backend.admission = asyncio.Event()
-    async with Answer(backend, REQUEST) as answer:
+    async with Answer(Route(ModelSpec("demo"), (backend,), fallback=False), REQUEST, lambda _: True) as answer:
         await answer.opened(timeout=0)
         await backend.until_held(1)
     await backend.until_held(0)

@@ -135,6 +135,19 @@ async def test_every_parameter_reaches_the_backend(client: httpx.AsyncClient, ba
             ignore_eos=True,
             seed=-3,
         ),
+        given_sampling=frozenset(
+            {
+                "temperature",
+                "top_p",
+                "seed",
+                "frequency_penalty",
+                "presence_penalty",
+                "top_k",
+                "min_p",
+                "repeat_penalty",
+                "ignore_eos",
+            }
+        ),
         max_tokens=5,
         stop=("a", "b"),
         n=2,
@@ -189,7 +202,7 @@ async def test_the_content_type_does_not_matter(client: httpx.AsyncClient) -> No
 
 
 async def test_a_refusal_is_an_http_error(client: httpx.AsyncClient, backend: ScriptedBackend) -> None:
-    backend.refusal = ContextLengthExceeded("too long", param="messages")
+    backend.rejection = ContextLengthExceeded("too long", param="messages")
 
     response = await client.post(CHAT, json=HELLO)
 

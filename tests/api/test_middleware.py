@@ -40,7 +40,7 @@ async def test_errors_carry_the_request_id(client: httpx.AsyncClient) -> None:
 async def test_a_bug_is_a_500_with_the_request_id_and_without_a_traceback(
     client: httpx.AsyncClient, backend: ScriptedBackend, caplog: pytest.LogCaptureFixture
 ) -> None:
-    backend.refusal = ZeroDivisionError("secret")
+    backend.rejection = ZeroDivisionError("secret")
     for stream in (False, True):
         response = await client.post(CHAT, json={**HELLO, "stream": stream}, headers={"x-request-id": "abc"})
 
@@ -51,7 +51,7 @@ async def test_a_bug_is_a_500_with_the_request_id_and_without_a_traceback(
         assert "secret" not in response.text
         assert "Traceback" not in response.text
     assert caplog.text.count("ZeroDivisionError: secret") >= 2
-    backend.refusal = None
+    backend.rejection = None
     assert (await client.post(CHAT, json=HELLO)).status_code == 200
 
 

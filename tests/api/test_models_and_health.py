@@ -68,7 +68,8 @@ async def test_ready_means_that_preloaded_models_can_answer(
     client: httpx.AsyncClient, backend: ScriptedBackend, states: list[ModelState], code: int, status: str
 ) -> None:
     preloaded = [card(f"m{index}", state) for index, state in enumerate(states)]
-    backend.cards = [*preloaded, card("lazy", ModelState.COLD, preload=False)]
+    backend.cards = [*preloaded, card("lazy", ModelState.COLD)]
+    backend.preloaded_cards = preloaded
 
     for path in ("/health", "/health/ready"):
         response = await client.get(path)

@@ -85,7 +85,7 @@ async def test_any_text_survives_framing(client: httpx.AsyncClient, backend: Scr
 
 
 async def test_a_refusal_has_a_status_of_its_own(client: httpx.AsyncClient, backend: ScriptedBackend) -> None:
-    backend.refusal = QueueFull("busy", retry_after=2.5)
+    backend.rejection = QueueFull("busy", retry_after=2.5)
 
     response = await client.post(CHAT, json=STREAM)
 
@@ -158,7 +158,7 @@ async def test_a_silent_stream_gets_comments(client: httpx.AsyncClient, backend:
 @pytest.mark.parametrize("config", [ApiConfig(keep_alive_comment_seconds=0.02)])
 async def test_a_late_refusal_is_an_event(client: httpx.AsyncClient, backend: ScriptedBackend) -> None:
     backend.admission = asyncio.Event()
-    backend.refusal = QueueFull("busy")
+    backend.rejection = QueueFull("busy")
     asyncio.get_running_loop().call_later(0.2, backend.admission.set)
 
     response = await client.post(CHAT, json=STREAM)

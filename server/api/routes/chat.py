@@ -14,7 +14,7 @@ from server.api.middleware import note_access
 from server.api.responses import JsonResponse
 from server.api.services import services_of
 from server.api.sse import AnswerStream
-from server.api.unsupported import ignored_header, refuse_or_list_unsupported
+from server.api.unsupported import ignored_header, is_accepted, refuse_or_list_unsupported, without
 
 routes = APIRouter(tags=["Chat"])
 
@@ -25,11 +25,12 @@ async def create_chat_completion(request: Request) -> Response:
     services = services_of(request)
     body = parse_chat_body(await request.body())
     note_access(request.scope, model=repr(body.model[:256]))
-    headers = ignored_header(refuse_or_list_unsupported(body, services.config))
-    backend, spec = await services.router.resolve(body.model)
-    chat_request = to_chat_request(body, spec, services.config)
-    head = CompletionHead(model=body.model, system_fingerprint=system_fingerprint(str(spec)))
-    answer = Answer(backend, chat_request)
+    route = await services.router.route(body.model)
+    ignored = refuse_or_list_unsupported(body, services.config, route.backend)
+    headers, body = ignored_header(ignored), without(body, ignored)
+    chat_request = to_chat_request(body, route.spec, services.config)
+    head = CompletionHead(model=body.model, system_fingerprint=system_fingerprint(str(route.spec)))
+    answer = Answer(route, chat_request, lambda backend: is_accepted(body, backend, ignored))
     if body.stream:
         include_usage = bool(body.stream_options and body.stream_options.include_usage)
         encoder = ChunkEncoder(head, chat_request.n, include_usage=include_usage)
@@ -46,4 +47,4 @@ async def _whole_answer(
             collector.add(batch)
     if usage := collector.usage:
         note_access(request.scope, prompt_tokens=usage.prompt_tokens, completion_tokens=usage.completion_tokens)
-    return JsonResponse(collector.result(), headers=headers)
+    return JsonResponse(collector.result(), headers={**headers, **answer.headers})

@@ -26,8 +26,7 @@ async def live() -> Response:
 @routes.api_route("/health/ready", methods=["GET", "HEAD"], response_class=Response, include_in_schema=False)
 async def ready(request: Request) -> Response:
     """Answer 200 when all preloaded models can answer, else 503 with their states."""
-    listed = await services_of(request).router.models()
-    states = {model.id: model.card.state for model in listed if model.card.preload}
+    states = {model.id: model.card.state for model in services_of(request).router.preloaded()}
     status = _overall(states.values())
     code = HTTPStatus.OK if status == "ready" else HTTPStatus.SERVICE_UNAVAILABLE
     return JsonResponse({"status": status, "models": {name: state.value for name, state in states.items()}}, code)

@@ -1,0 +1,240 @@
+"""The proxied backend: a chat request becomes one or several requests to an Ollama daemon."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import orjson
+
+from server.backends.ollama.answer_stream import Choice, DaemonAway, MergedAnswer, SingleAnswer
+from server.backends.ollama.autostart import DaemonProcess
+from server.backends.ollama.catalogue import Catalogue
+from server.backends.ollama.chat_events import ChatDecoder
+from server.backends.ollama.chat_request import PARAMETERS, chat_body, seed_of_choice
+from server.backends.ollama.config import OllamaConfig
+from server.backends.ollama.daemon import Daemon, DaemonModel
+from server.backends.ollama.host import daemon_url
+from server.backends.ollama.http_stream import HttpStreamClient
+from server.backends.ollama.images import ImageFetcher, ImageLimits
+from server.core.errors import LlmspellError, ModelNotFound
+from server.core.model_spec import BackendName
+from server.core.ports import EventStream, ModelCard
+from server.core.request import ChatRequest
+
+_MAX_IMAGES_AT_ONCE = 4
+
+_log = logging.getLogger(__name__)
+
+
+class OllamaBackend:
+    """``core.ports.Backend`` over an Ollama daemon."""
+
+    name = BackendName.OLLAMA
+    parameters = PARAMETERS
+
+    def __init__(
+        self, config: OllamaConfig, environ: Mapping[str, str], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """Know the daemon; nothing is sent before ``start`` or the first request.
+
+        Args:
+            config: the operator's settings.
+            environ: the environment that a daemon is started with.
+            clock: seconds, for what is cached.
+
+        Raises:
+            ConfigurationError: the URL cannot be that of a daemon.
+
+        """
+        self._config = config
+        self.url = daemon_url(config.url)
+        self._daemon = Daemon(
+            self.url,
+            connect_timeout=config.connect_timeout_seconds,
+            answer_timeout=config.detection_timeout_seconds,
+        )
+        self._catalogue = Catalogue(self._daemon, config.detection_cache_seconds, clock)
+        self._client = HttpStreamClient(
+            self.url,
+            connect_timeout=config.connect_timeout_seconds,
+            silence_timeout=config.silence_timeout_seconds,
+        )
+        self._images = ImageFetcher(
+            ImageLimits(config.max_image_bytes, config.image_timeout_seconds, config.allow_private_images)
+        )
+        self._image_slots = asyncio.Semaphore(_MAX_IMAGES_AT_ONCE)
+        self._process = DaemonProcess(self.url, config.autostart_timeout_seconds, self._answers, environ)
+        self._starting: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Look for the daemon, start it if the operator wants that, and have it load models; in the background."""
+        self._starting = asyncio.create_task(self._start())
+
+    async def aclose(self) -> None:
+        """Give up what runs in the background, and stop the daemon if it was started here."""
+        if self._starting is not None:
+            self._starting.cancel()
+            await asyncio.gather(self._starting, return_exceptions=True)
+        await self._catalogue.close()
+        await self._process.stop()
+        await self._images.aclose()
+        self._client.close()
+        await self._daemon.close()
+
+    async def chat(self, request: ChatRequest) -> EventStream:
+        """Pass a request on, and wait until the daemon answers it.
+
+        Raises:
+            LlmspellError: the request is refused, or the daemon cannot be reached.
+
+        """
+        model = await self._require(request.spec.model)
+        images = await self._load_images(request)
+        body = chat_body(request, model.name, images, self._config.keep_alive)
+        try:
+            return await self._ask(request, model, body)
+        except DaemonAway as error:
+            self._catalogue.report_failure(error.reason)
+            raise
+        except ModelNotFound:
+            self._catalogue.forget(model)
+            raise
+
+    async def models(self) -> Sequence[ModelCard]:
+        """List the daemon's models; none while it is down."""
+        return await self._catalogue.cards(self._is_allowed)
+
+    def preloaded(self) -> Sequence[ModelCard]:
+        """Name none: what the daemon loads, and when, is its own affair."""
+        return ()
+
+    async def model(self, model: str) -> ModelCard | None:
+        """Describe one of the daemon's models."""
+        found = await self._catalogue.find(model)
+        return await self._catalogue.card(found) if found is not None and self._is_allowed(found) else None
+
+    async def has_model(self, model: str) -> bool:
+        """Whether the daemon has the model, as far as is known without waiting for a daemon that is down."""
+        found = await self._catalogue.find(model)
+        return found is not None and self._is_allowed(found)
+
+    def refusal(self, model: str) -> LlmspellError | None:
+        """Return why a model that the daemon has cannot be served: it is down, or the model runs elsewhere."""
+        known = self._catalogue.known(model)
+        if known is not None and not self._is_allowed(known):
+            return _is_elsewhere(known)
+        return self._catalogue.outage_error() if known is not None and self._catalogue.is_down else None
+
+    async def load(self, model: str, keep_alive: str | float | None = None) -> None:
+        """Have a model loaded.
+
+        Raises:
+            LlmspellError: the daemon does not have it, cannot load it, or cannot be reached.
+
+        """
+        await self._daemon.load((await self._require(model)).name, keep_alive)
+
+    async def unload(self, model: str) -> None:
+        """Have a model removed from memory.
+
+        Raises:
+            LlmspellError: the daemon does not have it, or cannot be reached.
+
+        """
+        await self._daemon.unload((await self._require(model)).name)
+
+    async def _require(self, name: str) -> DaemonModel:
+        model = await self._catalogue.require(name)
+        if model is None:
+            raise ModelNotFound(
+                f"Ollama does not have the model {name!r}. Download it with `llmspell model pull local/{name}@ollama`.",
+                param="model",
+            )
+        if not self._is_allowed(model):
+            raise _is_elsewhere(model)
+        return model
+
+    def _is_allowed(self, model: DaemonModel) -> bool:
+        return model.remote_host is None or self._config.allow_cloud_models
+
+    async def _load_images(self, request: ChatRequest) -> dict[str, str]:
+        images = [image for message in request.messages for image in message.images]
+        if not images:
+            return {}
+
+        async def load(url: str, path: str) -> tuple[str, str]:
+            async with self._image_slots:
+                data = await self._images.load(url, path)
+            return path, base64.b64encode(data).decode()
+
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(load(image.url, image.path)) for image in images]
+        return dict(task.result() for task in tasks)
+
+    async def _ask(self, request: ChatRequest, model: DaemonModel, body: dict[str, Any]) -> EventStream:
+        if request.n == 1:
+            choice = self._choice()
+            await choice.open(_dump(body), ChatDecoder(request, 0, model.name), model.name)
+            return SingleAnswer(choice)
+        choices = [self._choice() for _ in range(request.n)]
+        openings = [
+            partial(
+                choice.open,
+                _dump(_body_of_choice(body, request, index)),
+                ChatDecoder(request, index, model.name),
+                model.name,
+            )
+            for index, choice in enumerate(choices)
+        ]
+        answer = MergedAnswer(choices, openings)
+        await answer.open()
+        return answer
+
+    def _choice(self) -> Choice:
+        return Choice(self._client, self.url, self._config.silence_timeout_seconds)
+
+    async def _answers(self) -> bool:
+        try:
+            await self._daemon.version()
+        except LlmspellError:
+            return False
+        return True
+
+    async def _start(self) -> None:
+        if self._config.autostart:
+            await self._process.start_if_absent()
+        await self._catalogue.refresh()
+        for name in filter(None, (part.strip() for part in self._config.preload.split(","))):
+            try:
+                await self.load(name, self._config.keep_alive or None)
+            except LlmspellError as error:
+                _log.error("Ollama was to load %s at start: %s", name, error)
+            else:
+                _log.info("Ollama has loaded %s", name)
+
+
+def _is_elsewhere(model: DaemonModel) -> ModelNotFound:
+    return ModelNotFound(
+        f"The model {model.name!r} does not run on this machine: Ollama passes its requests on to {model.remote_host}. "
+        "Use a model that is downloaded, or set [ollama] allow_cloud_models = true.",
+        param="model",
+    )
+
+
+def _body_of_choice(body: Mapping[str, Any], request: ChatRequest, index: int) -> dict[str, Any]:
+    seed = seed_of_choice(request.sampling, index)
+    return dict(body) if seed is None else {**body, "options": {**body["options"], "seed": seed}}
+
+
+def _dump(body: Mapping[str, Any]) -> bytes:
+    try:
+        return orjson.dumps(body)
+    except TypeError:  # integers beyond 64 bits, in the schema of a tool
+        return json.dumps(body).encode()

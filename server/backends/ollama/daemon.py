@@ -1,0 +1,203 @@
+"""Short questions to the daemon: which models it has, which are in memory, what they are.
+
+https://docs.ollama.com/api describes the endpoints.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from http import HTTPStatus
+from typing import Any
+
+import httpx
+
+from server.backends.ollama.daemon_errors import error_of_response, garbled, unreachable
+from server.core.errors import BackendError, LlmspellError
+
+
+@dataclass(frozen=True, slots=True)
+class ModelDetails:
+    """What the daemon says of a model; ``None`` where it does not say. ``context_length`` is in tokens."""
+
+    context_length: int | None = None
+    capabilities: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DaemonModel:
+    """A model on the daemon's list.
+
+    ``name`` is the daemon's own spelling, with tag; ``digest`` changes with every version; ``modified_at`` is Unix time
+    in seconds; ``remote_host`` is where a cloud model runs.
+    """
+
+    name: str
+    digest: str
+    size_bytes: int
+    modified_at: int
+    details: ModelDetails
+    remote_host: str | None = None
+
+
+class Daemon:
+    """One Ollama daemon."""
+
+    def __init__(self, url: str, *, connect_timeout: float, answer_timeout: float) -> None:
+        """Take the base URL and limits in seconds; nothing is sent yet."""
+        self.url = url
+        self._answer_timeout = answer_timeout
+        # the daemon is named by its operator: a proxy for the way to the internet does not lead there
+        self._client = httpx.AsyncClient(
+            base_url=url, timeout=httpx.Timeout(answer_timeout, connect=connect_timeout), trust_env=False
+        )
+
+    async def version(self) -> str:
+        """Return the daemon's version; the cheapest way to see that it is there.
+
+        Raises:
+            LlmspellError: it does not answer.
+
+        """
+        return str((await self._ask("GET", "/api/version"))["version"])
+
+    async def models(self) -> Sequence[DaemonModel]:
+        """Return the list of its models.
+
+        Raises:
+            LlmspellError: it does not answer, or not as Ollama does.
+
+        """
+        answer = await self._ask("GET", "/api/tags")
+        try:
+            return [_model(row) for row in answer["models"] or ()]
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise garbled(f"its list of models has no {error}") from error
+
+    async def running(self) -> frozenset[str]:
+        """Return the names, in lower case, of the models in memory.
+
+        Raises:
+            LlmspellError: it does not answer, or not as Ollama does.
+
+        """
+        answer = await self._ask("GET", "/api/ps")
+        try:
+            return frozenset(str(row["name"]).lower() for row in answer["models"] or ())
+        except (KeyError, TypeError) as error:
+            raise garbled(f"its list of running models has no {error}") from error
+
+    async def details(self, name: str) -> ModelDetails:
+        """Return what a model is.
+
+        Raises:
+            LlmspellError: there is no such model, or the daemon does not answer.
+
+        """
+        answer = await self._ask("POST", "/api/show", {"model": name}, model=name)
+        information = answer.get("model_info")
+        values = information if isinstance(information, dict) else {}
+        architecture = values.get("general.architecture")
+        return ModelDetails(
+            _positive(values.get(f"{architecture}.context_length")), _strings(answer.get("capabilities"))
+        )
+
+    async def load(self, name: str, keep_alive: str | float | None = None) -> None:
+        """Have a model loaded, however long that takes.
+
+        Raises:
+            LlmspellError: the daemon cannot load it.
+
+        """
+        body = {"model": name, "stream": False} | ({} if keep_alive is None else {"keep_alive": keep_alive})
+        await self._ask("POST", "/api/generate", body, model=name, timeout=None)
+
+    async def unload(self, name: str) -> None:
+        """Have a model removed from memory; one that is not there is fine.
+
+        Raises:
+            LlmspellError: the daemon does not answer, or does not know the model.
+
+        """
+        await self._ask("POST", "/api/generate", {"model": name, "stream": False, "keep_alive": 0}, model=name)
+
+    def reason_of(self, error: LlmspellError) -> str:
+        """Return in a few words why a question failed."""
+        cause = error.__cause__
+        return error.message if cause is None else _describe(cause)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._client.aclose()
+
+    async def _ask(
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, object] | None = None,
+        *,
+        model: str = "",
+        timeout: float | None = -1,  # noqa: ASYNC109 - a limit of the whole exchange, which httpx does not have
+    ) -> dict[str, Any]:
+        limit = self._answer_timeout if timeout == -1 else timeout
+        try:
+            async with asyncio.timeout(limit):
+                response = await self._client.request(
+                    method, path, json=body, timeout=httpx.Timeout(limit, connect=self._answer_timeout)
+                )
+        except (httpx.HTTPError, httpx.InvalidURL, TimeoutError) as error:
+            raise unreachable(self.url, _describe(error)) from error
+        if response.status_code != HTTPStatus.OK:
+            raise error_of_response(response.status_code, response.headers, response.content, model)
+        return _object(response)
+
+
+def _object(response: httpx.Response) -> dict[str, Any]:
+    try:
+        answer = response.json()
+    except ValueError as error:
+        raise garbled(f"its answer to {response.request.url.path} is not JSON") from error
+    if not isinstance(answer, dict):
+        raise garbled(f"its answer to {response.request.url.path} is not a JSON object")
+    if "error" in answer:
+        raise BackendError(f"Ollama failed: {answer['error']}")
+    return answer
+
+
+def _describe(error: BaseException) -> str:
+    if isinstance(error, httpx.ConnectError):
+        return "the connection is refused" if "All connection attempts failed" in str(error) else str(error)
+    if isinstance(error, httpx.TimeoutException | TimeoutError):
+        return "it takes too long"
+    return str(error) or type(error).__name__
+
+
+def _model(row: Mapping[str, Any]) -> DaemonModel:
+    name = str(row.get("model") or row["name"])
+    details = row.get("details")
+    values = details if isinstance(details, dict) else {}
+    return DaemonModel(
+        name=name,
+        digest=str(row.get("digest") or name),
+        size_bytes=int(row.get("size") or 0),
+        modified_at=_unix_time(row.get("modified_at")),
+        details=ModelDetails(_positive(values.get("context_length")), _strings(row.get("capabilities"))),
+        remote_host=str(row["remote_host"]) if row.get("remote_host") else None,
+    )
+
+
+def _unix_time(text: object) -> int:
+    try:
+        return int(datetime.fromisoformat(str(text)).timestamp())
+    except ValueError:
+        return 0
+
+
+def _positive(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
+
+
+def _strings(values: object) -> tuple[str, ...] | None:
+    return tuple(str(value) for value in values) if isinstance(values, list) and values else None
