@@ -1,6 +1,6 @@
 """Writes the documents that repeat what the code says; with --check, only says which of them are stale.
 
-They are config.example.toml, docs/configuration.md and docs/cli.md.
+They are config.example.toml, docs/configuration.md, docs/parameters.md and docs/cli.md.
 """
 
 from __future__ import annotations
@@ -14,12 +14,18 @@ import re
 import subprocess
 import sys
 import textwrap
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 
 from server.api.config import ApiConfig
+from server.api.schemas import ChatCompletionBody
+from server.api.unsupported import HERE, MESSAGE_PARAMETERS, OPENAI_PARAMETERS
+from server.backends.llamacpp import LlamaCppBackend
+from server.backends.ollama.backend import OllamaBackend
 from server.backends.ollama.config import OllamaConfig
 from server.config import KEYS, Key, LoggingConfig, ServerConfig
+from server.core.parameters import ParameterSupport, refused
 from server.pool.config import ModelConfig, PoolConfig
 from server.router import RoutingConfig
 
@@ -39,6 +45,12 @@ ALIASES_MEANING = (
     "Other names for models, so that clients written for another service run unchanged: the key is the name that "
     "clients send, the value a model spec."
 )
+PARAMETERS_MEANING = """\
+*mapped*: the backend has the parameter, and it is passed on. *emulated*: the backend does not have it; this server does
+the same by other means. *listed*: it has no effect, and the response header `x-llmspell-ignored` names it. *refused*:
+the request is answered with 400 `unsupported_parameter`, naming it; with `[api] unsupported = "ignore"` it is listed
+instead (images are refused all the same). Values that ask for nothing, such as `null` or `"tools": []`, are fine
+everywhere."""
 PLACES = """\
 The file is the one that `--config` names, else the one that `LLMSPELL_CONFIG` names, else `config.toml` in the working
 directory, else `llmspell/config.toml` in the user's configuration directory (`$XDG_CONFIG_HOME`, `~/.config`). Flags
@@ -128,6 +140,42 @@ def configuration_page() -> str:
     return "\n\n".join([head, *sections, aliases]) + "\n"
 
 
+def parameter_row(name: str, supports: Sequence[ParameterSupport]) -> str:
+    """Return one row of the table of parameters."""
+    cells = (f"{each.treatment.value}: {each.note}" if each.note else each.treatment.value for each in supports)
+    return " | ".join([f"| `{name}`", *cells]) + " |"
+
+
+def parameter_page() -> str:
+    """Return docs/parameters.md."""
+    backends = {
+        LlamaCppBackend.name: LlamaCppBackend.parameters,
+        OllamaBackend.name: OllamaBackend.parameters,
+    }
+    own = [name for name in ChatCompletionBody.model_fields if name not in HERE]
+    columns = " | ".join(name.value for name in backends)
+    lines = [
+        "# Parameters of chat completions",
+        PARAMETERS_MEANING,
+        "## What depends on the backend",
+        f"| parameter | {columns} |\n| --- | {' | '.join('---' for _ in backends)} |",
+    ]
+    rows = [
+        parameter_row(name, [parameters.get(name, refused()) for parameters in backends.values()])
+        for name in (*own, *MESSAGE_PARAMETERS)
+    ]
+    lines[-1] = "\n".join([lines[-1], *rows])
+    here = [parameter_row(name, [support]) for name, support in HERE.items()]
+    lines += ["## What this server does itself", "\n".join(["| parameter | treatment |\n| --- | --- |", *here])]
+    others = ", ".join(f"`{name}`" for name in OPENAI_PARAMETERS)
+    nobody = (
+        f"{others}: refused, unless the value asks for nothing (`null`, and OpenAI's defaults). `store` and "
+        "`service_tier` are listed instead."
+    )
+    lines += ["## What nobody here has", nobody]
+    return "\n\n".join(lines) + "\n"
+
+
 def command_page() -> str:
     """Return docs/cli.md, from the help texts."""
     command = [sys.executable, "-m", "typer", "server.cli", "utils", "docs", "--name", "llmspell"]
@@ -143,6 +191,7 @@ def main() -> int:
     documents = {
         "config.example.toml": example_file(),
         "docs/configuration.md": configuration_page(),
+        "docs/parameters.md": parameter_page(),
         "docs/cli.md": command_page(),
     }
     stale = {name for name, text in documents.items() if not _is_current(ROOT / name, text)}

@@ -18,7 +18,6 @@ from server.api.middleware import BodyLimit, RequestContext, note_access
 from server.api.openapi import describe_bodies
 from server.api.routes import chat, health, models
 from server.api.services import Services, install_services
-from server.api.sse import let_streams_finish
 from server.core.errors import LlmspellError
 from server.router import ModelRouter
 
@@ -34,7 +33,6 @@ def create_api(router: ModelRouter, config: ApiConfig, lifespan: Lifespan | None
     ``lifespan`` surrounds its life: the backends behind ``router`` are started and stopped there. The process should
     run under uvicorn with a graceful shutdown timeout, which is what bounds running streams at the end.
     """
-    let_streams_finish()
     app = FastAPI(
         title="llmspell-server",
         version=__version__,

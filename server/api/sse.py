@@ -1,18 +1,18 @@
-"""A streamed answer as server-sent events."""
+"""A streamed answer as server-sent events: https://html.spec.whatwg.org/multipage/server-sent-events.html."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Self
 
-from sse_starlette import EventSourceResponse, ServerSentEvent
-from sse_starlette.sse import AppStatus
-from starlette.types import Message, Receive, Scope, Send
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
-from server.api.answer import Answer, run_while_connected
+from server.api.answer import Answer
 from server.api.completion import ChunkEncoder
 from server.api.config import ApiConfig
 from server.api.errors import draining, internal_error
@@ -22,33 +22,36 @@ from server.core.events import Failed
 CUT = "llmspell.cut"
 """ASGI extension of the server process: ``scope["extensions"][CUT]["cut"]`` drops the connection at once."""
 
-_COMMENT = "keep-alive"
+_COMMENT = b": keep-alive\n\n"
+_HEADERS = {
+    "cache-control": "no-store",
+    "connection": "keep-alive",
+    "x-accel-buffering": "no",  # nginx would collect the events
+}
 
 _log = logging.getLogger(__name__)
 
 
-class AnswerStream(EventSourceResponse):
+class AnswerStream(Response):
     """Sends the events of an answer as they come.
 
     The status line waits for the first output, so that a refusal still has an HTTP status of its own; but not longer
     than a silence may be, because then proxies need a sign of life.
     """
 
+    media_type = "text/event-stream"
+
     def __init__(
         self, answer: Answer, encoder: ChunkEncoder, config: ApiConfig, headers: Mapping[str, str] | None = None
     ) -> None:
-        super().__init__(
-            self._frames(),
-            headers=headers,
-            sep="\n",
-            ping=config.keep_alive_comment_seconds,
-            ping_message_factory=lambda: ServerSentEvent(comment=_COMMENT, sep="\n"),
-        )
+        # Response's own __init__ would count the bytes of a body
+        self.status_code = 200
+        self.background = None
+        self.init_headers({**_HEADERS, **(headers or {})})
         self._send_timeout = config.send_timeout_seconds
+        self._longest_silence = config.keep_alive_comment_seconds or None
         self._answer = answer
         self._encoder = encoder
-        self._started = False
-        self._longest_silence = config.keep_alive_comment_seconds or None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the answer to an ASGI server.
@@ -58,46 +61,44 @@ class AnswerStream(EventSourceResponse):
             ClientDisconnect: the client went away before anything was sent.
 
         """
+        writer = _EventWriter(receive, send, self._send_timeout, self._longest_silence)
         try:
-            async with self._answer:
-                await run_while_connected(receive, self._answer.opened(self._longest_silence))
+            async with self._answer, writer:
+                await self._answer.opened(self._longest_silence)
                 self.headers.update(self._answer.headers)
-                await self._send_events(scope, receive, send)
+                await writer.start({"status": self.status_code, "headers": self.raw_headers})
+                await self._send_events(writer)
+        except ClientDisconnect:
+            if not writer.has_started:
+                raise
         except TimeoutError:
             _log.warning("a client stopped reading its stream; gave it up after %s s", self._send_timeout)
             await _cut(scope)
         finally:
             note_access(scope, **self._outcome())
 
-    async def _send_events(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            async with _StallGuard(send, self._send_timeout) as guard:
-                await super().__call__(scope, receive, guard.send)
-        except asyncio.CancelledError:  # a disconnect does not surface like this: the server's patience is over
-            if self._started and not self._encoder.ended:
-                body = self._encoder.encode([Failed(draining())])
-                await send({"type": "http.response.body", "body": body, "more_body": False})
-            raise
-
-    def _outcome(self) -> dict[str, object]:
-        if usage := self._encoder.usage:
-            return {"prompt_tokens": usage.prompt_tokens, "completion_tokens": usage.completion_tokens}
-        return {"error": self._encoder.failure.code} if self._encoder.failure else {"gave_up": True}
-
-    async def _frames(self) -> AsyncIterator[bytes]:
-        self._started = True
+    async def _send_events(self, writer: _EventWriter) -> None:
         try:
             pending = self._encoder.opening()
             async for batch in self._answer.batches():
                 pending += self._encoder.encode(batch)
                 if pending:
-                    yield pending
+                    await writer.write(pending, is_last=self._encoder.ended)
                 pending = b""
             if closing := self._encoder.closing():
-                yield closing
+                await writer.write(closing, is_last=True)
+        except asyncio.CancelledError:
+            if not writer.was_interrupted and not self._encoder.ended:  # the server's patience is over
+                await writer.write(self._encoder.encode([Failed(draining())]), is_last=True)
+            raise
         except Exception:  # noqa: BLE001 (logged, and sent: the status line cannot say it any more)
             _log.exception("a stream failed")
-            yield self._encoder.encode([Failed(internal_error(request_id_var.get()))])
+            await writer.write(self._encoder.encode([Failed(internal_error(request_id_var.get()))]), is_last=True)
+
+    def _outcome(self) -> dict[str, object]:
+        if usage := self._encoder.usage:
+            return {"prompt_tokens": usage.prompt_tokens, "completion_tokens": usage.completion_tokens}
+        return {"error": self._encoder.failure.code} if self._encoder.failure else {"gave_up": True}
 
 
 async def _cut(scope: Scope) -> None:
@@ -108,48 +109,108 @@ async def _cut(scope: Scope) -> None:
         await asyncio.sleep(0)  # lets the ASGI server notice, which would complain of an answer without an end
 
 
-class _StallGuard:
-    """Cancels the block, which ends with ``TimeoutError``, when one ``send`` takes longer than it may.
+class _EventWriter:
+    """The way to one client, as an async context manager.
 
-    One timer looks after a whole stream: a deadline for each send, sse-starlette's way, costs half as much again as
-    all else that this layer does for a token.
+    The block is cancelled when the client goes away (it ends with ``ClientDisconnect``) or when one ``send`` takes
+    longer than it may (``TimeoutError``). A silence is broken by comments. One task and one timer look after a whole
+    stream, so that an event costs little more than its ``send``; a library that was measured costs half a millisecond
+    a stream (``docs/decisions/0011``).
     """
 
-    def __init__(self, send: Send, limit: float) -> None:
+    def __init__(self, receive: Receive, send: Send, send_timeout: float, longest_silence: float | None) -> None:
+        self._receive = receive
         self._send = send
-        self._limit = limit
-        self._sending_since: float | None = None
+        self._send_timeout = send_timeout
+        self._longest_silence = longest_silence
         self._loop = asyncio.get_running_loop()
-        self._deadline = asyncio.timeout(None)
+        self._sending_since: float | None = None
+        self._last_sent = self._loop.time()
+        self._commenting: asyncio.Task[None] | None = None
+        self._is_over = False
+        self._interruption: Exception | None = None
+        self.has_started = False
 
-    async def send(self, message: Message) -> None:
-        self._sending_since = self._loop.time()
-        await self._send(message)
-        self._sending_since = None
+    @property
+    def was_interrupted(self) -> bool:
+        """Whether the block was cancelled from here."""
+        return self._interruption is not None
+
+    async def start(self, response: Mapping[str, object]) -> None:
+        """Send status and headers."""
+        self.has_started = True
+        await self._send({"type": "http.response.start", **response})
+
+    async def write(self, data: bytes, *, is_last: bool) -> None:
+        """Send events; after the last ones comes the end of the response."""
+        if self._commenting is not None:
+            await self._commenting
+        self._is_over = is_last
+        await self._write(data, is_last=is_last)
 
     async def __aenter__(self) -> Self:
-        await self._deadline.__aenter__()
-        self._timer = self._loop.call_later(self._limit, self._look)
+        self._task = asyncio.current_task()
+        self._num_cancelling = self._task.cancelling() if self._task is not None else 0
+        self._watcher = self._loop.create_task(self._watch())
+        self._timer = self._loop.call_later(self._patience, self._look)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self._is_over = True
         self._timer.cancel()
-        await self._deadline.__aexit__(kind, error, traceback)
+        self._watcher.cancel()
+        if self._commenting is not None:
+            self._commenting.cancel()
+        if self._interruption is None or self._task is None:
+            return
+        # who else cancelled the task meanwhile has precedence
+        if self._task.uncancel() <= self._num_cancelling and kind is asyncio.CancelledError:
+            raise self._interruption from None
+
+    @property
+    def _patience(self) -> float:
+        return min(self._send_timeout, self._longest_silence or self._send_timeout)
+
+    async def _write(self, data: bytes, *, is_last: bool) -> None:
+        self._sending_since = self._last_sent = self._loop.time()
+        await self._send({"type": "http.response.body", "body": data, "more_body": not is_last})
+        self._sending_since = None
+
+    async def _watch(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self._interrupt(ClientDisconnect())
+
+    def _interrupt(self, reason: Exception) -> None:
+        if not self._is_over and self._interruption is None and self._task is not None:
+            self._interruption = reason
+            self._task.cancel()
 
     def _look(self) -> None:
         now = self._loop.time()
-        stalls_at = (self._sending_since or now) + self._limit
-        if stalls_at <= now:
-            self._deadline.reschedule(now)
+        if self._sending_since is not None:
+            next_look = self._sending_since + self._send_timeout
+            if next_look <= now:
+                # even a last event that is stuck is given up
+                self._is_over = False
+                self._interrupt(TimeoutError())
+                return
         else:
-            self._timer = self._loop.call_at(stalls_at, self._look)
+            next_look = self._last_sent + self._patience
+            if next_look <= now:
+                next_look = now + self._patience
+                self._break_silence(now)
+        self._timer = self._loop.call_at(next_look, self._look)
 
+    def _break_silence(self, now: float) -> None:
+        is_silent = self._longest_silence is not None and now >= self._last_sent + self._longest_silence
+        if is_silent and self.has_started and not self._is_over and self._commenting is None:
+            self._commenting = self._loop.create_task(self._comment())
 
-def let_streams_finish() -> None:
-    """Leave streams alone when the process is asked to end; uvicorn's graceful shutdown timeout bounds them.
-
-    sse-starlette cuts them at once by default. Its switch is global to the process.
-    """
-    AppStatus.disable_automatic_graceful_drain()  # type: ignore[no-untyped-call]
+    async def _comment(self) -> None:
+        try:
+            await self._write(_COMMENT, is_last=False)
+        finally:
+            self._commenting = None

@@ -220,7 +220,7 @@ async def test_streams_finish_when_the_server_is_asked_to_end(served: Served, ba
             text += piece
             if not go_on.is_set():
                 served.server.should_exit = True
-                asyncio.get_running_loop().call_later(0.7, go_on.set)  # longer than sse-starlette's polling interval
+                asyncio.get_running_loop().call_later(0.7, go_on.set)
 
     assert chunks_of(text)[-1]["choices"][0]["finish_reason"] == "stop"
 

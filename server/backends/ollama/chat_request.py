@@ -181,7 +181,7 @@ def _message(message: Message, path: str, names: Mapping[str, str], images: Imag
 def _arguments(text: str, path: str) -> dict[str, Any]:
     try:
         arguments = json.loads(text or "{}")
-    except ValueError:
+    except (ValueError, RecursionError):
         arguments = None
     if not isinstance(arguments, dict):
         raise InvalidRequest(f"Invalid value for '{path}': expected a JSON object as text.", param=path)

@@ -46,12 +46,12 @@ def parse_forced_call(text: str, request: ChatRequest) -> tuple[str, str] | None
     """Return name and arguments (as JSON text) of the call that a completion is; ``None`` if it is none."""
     try:
         call = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     if not isinstance(call, dict) or not isinstance(call.get(_ARGUMENTS), dict):
         return None
     name = call.get(_NAME)
-    if name not in {tool.name for tool in _allowed(request)}:
+    if name not in [tool.name for tool in _allowed(request)]:
         return None
     return str(name), json.dumps(call[_ARGUMENTS], ensure_ascii=False, separators=(",", ":"))
 

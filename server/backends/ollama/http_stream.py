@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
+import weakref
 from collections.abc import Callable, Mapping
 from urllib.parse import urlsplit
 
@@ -16,6 +17,7 @@ import httptools
 
 _MAX_BUFFERED_BYTES = 512 * 1024
 """A response whose reader falls behind by this much is not read from the socket until it has caught up."""
+_MAX_HEAD_BYTES = 256 * 1024
 _MAX_IDLE_CONNECTIONS = 128
 _MAX_IDLE_SECONDS = 60.0
 _LONGEST_LINGER_SECONDS = 1.0
@@ -48,6 +50,8 @@ class HttpStreamClient:
         self._connect_timeout = connect_timeout
         self._silence_timeout = silence_timeout
         self._idle: list[_Connection] = []
+        self._lingering: weakref.WeakSet[_Connection] = weakref.WeakSet()
+        self._is_closed = False
         self._tls: ssl.SSLContext | None = None
 
     async def post(self, path: str, body: bytes) -> StreamedResponse:
@@ -72,8 +76,9 @@ class HttpStreamClient:
         return await self._exchange(await self._connect(), request)
 
     def close(self) -> None:
-        """Close the connections that nobody uses."""
-        for connection in self._idle:
+        """Close the connections that nobody uses, and keep no others."""
+        self._is_closed = True
+        for connection in (*self._idle, *self._lingering):
             connection.abort()
         self._idle.clear()
 
@@ -104,11 +109,17 @@ class HttpStreamClient:
 
     def put_back(self, connection: _Connection) -> None:
         """Keep a connection whose response is complete."""
-        if len(self._idle) >= _MAX_IDLE_CONNECTIONS:
+        self._lingering.discard(connection)
+        if self._is_closed or len(self._idle) >= _MAX_IDLE_CONNECTIONS:
             connection.abort()
             return
         connection.rest()
         self._idle.append(connection)
+
+    def linger(self, connection: _Connection) -> None:
+        """Keep a connection if its response, of which nothing more is needed, ends soon."""
+        self._lingering.add(connection)
+        connection.linger(self.put_back)
 
     async def _connect(self) -> _Connection:
         if self._is_tls and self._tls is None:
@@ -180,7 +191,7 @@ class StreamedResponse:
         """Need nothing more of a response that is about to end; its connection is kept if the end comes soon."""
         if not self._is_released and not self._connection.is_complete:
             self._stop_watching()
-            self._connection.linger(self._client.put_back)
+            self._client.linger(self._connection)
         else:
             self.close()
 
@@ -218,7 +229,9 @@ class StreamedResponse:
         # one timer for the whole stream: it looks whether something came meanwhile, and sleeps again
         loop = asyncio.get_running_loop()
         ends_at = self._connection.last_activity + self._silence_timeout
-        if ends_at <= loop.time():
+        if self._connection.is_paused:  # it is our reader who is slow
+            self._timer = loop.call_later(self._silence_timeout, self._watch)
+        elif ends_at <= loop.time():
             self._has_timed_out = True
             self._connection.wake()
         else:
@@ -232,7 +245,7 @@ class _Connection(asyncio.Protocol):
         self._parser = httptools.HttpResponseParser(self)
         self._transport: asyncio.Transport | None = None
         self._loop = asyncio.get_running_loop()
-        self._is_paused = False
+        self.is_paused = False
         self._num_buffered = 0
         self.idle_since = 0.0
         self.last_activity = 0.0
@@ -247,6 +260,7 @@ class _Connection(asyncio.Protocol):
         self.headers: dict[str, str] = {}
         self.chunks: list[bytes] = []
         self.has_received = False
+        self._head_len = 0
         self.has_head = False
         self.is_complete = False
         self._is_kept_alive = False
@@ -289,8 +303,9 @@ class _Connection(asyncio.Protocol):
     def take_body(self) -> bytes:
         """Return what has come of the body and forget it."""
         chunks, self.chunks, self._num_buffered = self.chunks, [], 0
-        if self._is_paused and self._transport is not None:
-            self._is_paused = False
+        if self.is_paused and self._transport is not None:
+            self.is_paused = False
+            self.last_activity = self._loop.time()
             self._transport.resume_reading()
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
@@ -324,16 +339,35 @@ class _Connection(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
-            self.failure = f"what it sent is not HTTP ({error})"
-            self.abort()
+            self._break(f"what it sent is not HTTP ({error})")
+        if not self.has_head:
+            self._head_len += len(data)
+            if self._head_len > _MAX_HEAD_BYTES:
+                self._break(f"it sent more than {_MAX_HEAD_BYTES} bytes of headers")
         self.wake()
+
+    def _break(self, why: str) -> None:
+        self.failure = self.failure or why
+        self.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Note why there will be nothing more."""
+        if exc is None and self.failure is None and self._ends_with_connection:
+            self.is_complete = True
         if not self.is_complete and self.failure is None:
             self.failure = "the connection was closed" if exc is None else _reason(exc)
         self._is_kept_alive = False
         self.wake()
+
+    @property
+    def _ends_with_connection(self) -> bool:
+        return self.has_head and not {"content-length", "transfer-encoding"} & self.headers.keys()
+
+    def on_message_begin(self) -> None:
+        """Forget the headers of an interim response; what follows a complete one is nothing that anybody asked for."""
+        self.headers = {}
+        if self.is_complete:
+            self._break("it sent more than it was asked for")
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Take a header."""
@@ -349,8 +383,8 @@ class _Connection(asyncio.Protocol):
         """Take a piece of the body."""
         self.chunks.append(body)
         self._num_buffered += len(body)
-        if self._num_buffered > _MAX_BUFFERED_BYTES and not self._is_paused and self._transport is not None:
-            self._is_paused = True
+        if self._num_buffered > _MAX_BUFFERED_BYTES and not self.is_paused and self._transport is not None:
+            self.is_paused = True
             self._transport.pause_reading()
 
     def on_message_complete(self) -> None:
@@ -364,4 +398,6 @@ class _Connection(asyncio.Protocol):
 
 
 def _reason(error: Exception) -> str:
+    if isinstance(error, ConnectionRefusedError):
+        return "the connection is refused"  # asyncio has words of its own
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
