@@ -131,6 +131,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "ollama.detection_timeout_seconds": (0.01, 60),
     "ollama.detection_cache_seconds": (0, 3600),
     "ollama.silence_timeout_seconds": (1, 86400),
+    "ollama.max_images": (0, 1024),
     "ollama.max_image_bytes": (1024, 2**30),
     "ollama.image_timeout_seconds": (0.1, 600),
     "llamacpp.max_sequences": (1, 256),

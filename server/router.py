@@ -105,7 +105,7 @@ class Route:
     async def _successor(self, error: LlmspellError, others: Sequence[Backend], accepts: Accepts) -> Backend | None:
         if self._may_move(error):
             for backend in others:
-                if accepts(backend) and await backend.has_model(self.spec.model):
+                if accepts(backend) and await backend.has_model(self.spec):
                     return backend
         return None
 
@@ -144,10 +144,10 @@ class ModelRouter:
         spec = self._aliases.get(text) or parse_model_spec(text)
         candidates = self._candidates(spec)
         for index, backend in enumerate(candidates):
-            if await backend.has_model(spec.model):
+            if await backend.has_model(spec):
                 return Route(spec, (backend, *candidates[index + 1 :]), self._fallback)
         for backend in candidates:
-            if (refusal := backend.refusal(spec.model)) is not None:
+            if (refusal := backend.refusal(spec)) is not None:
                 raise refusal
         raise ModelNotFound(await self._not_found(text, spec), param="model")
 

@@ -8,7 +8,7 @@ from typing import Self
 
 from server.core.errors import InvalidRequest, LlmspellError
 from server.core.events import Event, Failed, Finished
-from server.core.model_spec import BackendName
+from server.core.model_spec import BackendName, ModelSpec
 from server.core.parameters import ParameterSupport, mapped
 from server.core.ports import EventStream, ModelCard
 from server.core.request import ChatRequest
@@ -78,11 +78,11 @@ class LlamaCppBackend:
         """Describe one model of the pool."""
         return self._pool.card(model)
 
-    async def has_model(self, model: str) -> bool:
+    async def has_model(self, spec: ModelSpec) -> bool:
         """Whether the pool has the model, in memory or not."""
-        return self._pool.has_model(model)
+        return self._pool.has_model(spec.model)
 
-    def refusal(self, model: str) -> LlmspellError | None:  # noqa: ARG002 - the port's signature
+    def refusal(self, spec: ModelSpec) -> LlmspellError | None:  # noqa: ARG002 - the port's signature
         """Know of no model that cannot be asked for: what is wrong with it, a request tells."""
         return None
 

@@ -14,8 +14,11 @@ DEFAULT_QUANTIZATION = "Q4_K_M"
 _MAX_SPEC_LEN = 256
 _HUGGING_FACE = ("hf.co/", "huggingface.co/")
 _HUGGING_FACE_SLASHES = 2
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._\-+ ]*(?:/[A-Za-z0-9][A-Za-z0-9._\-+]*)*\Z")
-_VARIANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._\-+]*\Z")
+# a registry may have a port: registry.example:5000/team/model
+_NAME = re.compile(
+    r"(?:[A-Za-z0-9][A-Za-z0-9.\-]*:[0-9]{1,5}/)?[A-Za-z0-9_][A-Za-z0-9._\-+ ]*(?:/[A-Za-z0-9_][A-Za-z0-9._\-+]*)*\Z"
+)
+_VARIANT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._\-+]*\Z")
 
 
 class BackendName(StrEnum):
@@ -63,11 +66,17 @@ def equivalent_names(model: str) -> tuple[str, ...]:
 
     A missing variant is ``latest``, and for a repository of Hugging Face also its ``Q4_K_M`` file.
     """
-    name, colon, variant = model.partition(":")
+    name, colon, variant = split_variant(model)
     default = (DEFAULT_VARIANT, DEFAULT_QUANTIZATION) if is_hugging_face(name) else (DEFAULT_VARIANT,)
     if not colon:
         return (model, *(f"{name}:{each}" for each in default))
     return (model, name) if variant in default else (model,)
+
+
+def split_variant(model: str) -> tuple[str, str, str]:
+    """Split ``name:variant`` into name, colon and variant; a colon before the last slash is that of a port."""
+    name, colon, variant = model.rpartition(":")
+    return (name, colon, variant) if colon and "/" not in variant else (model, "", "")
 
 
 def is_hugging_face(name: str) -> bool:
@@ -90,7 +99,7 @@ def parse_model_spec(text: str) -> ModelSpec:
         raise InvalidModelSpec(
             f"The model spec {text!r} names two backends, {provided.value} and {forced.value}; keep one of them."
         )
-    name, colon, variant = rest.partition(":")
+    name, colon, variant = split_variant(rest)
     if not _NAME.match(name) or (colon and not _VARIANT.match(variant)):
         raise InvalidModelSpec(
             f"{text!r} is not a model spec. Write [provider/]name[:variant][@backend], for example local/llama3.1:8b."

@@ -9,7 +9,7 @@ from typing import Protocol, Self
 
 from server.core.errors import LlmspellError
 from server.core.events import Event
-from server.core.model_spec import BackendName
+from server.core.model_spec import BackendName, ModelSpec
 from server.core.parameters import ParameterSupport
 from server.core.request import ChatRequest
 
@@ -99,10 +99,13 @@ class Backend(Protocol):
         """Describe one model; ``None`` if it cannot be served."""
         ...
 
-    async def has_model(self, model: str) -> bool:
-        """Whether the model can be served, as far as is known without a wait that a request would feel."""
+    async def has_model(self, spec: ModelSpec) -> bool:
+        """Whether the model can be served, as far as is known without a wait that a request would feel.
+
+        A spec that names this backend is worth a wait.
+        """
         ...
 
-    def refusal(self, model: str) -> LlmspellError | None:
-        """Return why a model that the backend knows cannot be served: it is down, say; ``None`` if it does not."""
+    def refusal(self, spec: ModelSpec) -> LlmspellError | None:
+        """Return why a model that is not served, but might be, is not: the backend is down, say."""
         ...

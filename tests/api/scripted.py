@@ -10,7 +10,7 @@ from typing import Self
 from server.backends.llamacpp import LlamaCppBackend
 from server.core.errors import LlmspellError
 from server.core.events import ChoiceFinished, Event, Failed, Finished, FinishReason, Started, TextDelta, Timings, Usage
-from server.core.model_spec import BackendName, equivalent_names
+from server.core.model_spec import BackendName, ModelSpec, equivalent_names
 from server.core.parameters import ParameterSupport
 from server.core.ports import EventStream, ModelCard, ModelState
 from server.core.request import ChatRequest
@@ -125,11 +125,11 @@ class ScriptedBackend:
     async def model(self, model: str) -> ModelCard | None:
         return next((card for card in self.cards if card.model in equivalent_names(model)), None)
 
-    async def has_model(self, model: str) -> bool:
-        return await self.model(model) is not None
+    async def has_model(self, spec: ModelSpec) -> bool:
+        return await self.model(spec.model) is not None
 
-    def refusal(self, model: str) -> LlmspellError | None:
-        return self.refusals.get(model)
+    def refusal(self, spec: ModelSpec) -> LlmspellError | None:
+        return self.refusals.get(spec.model)
 
     async def _hold(self, count: int) -> None:
         self.held += count

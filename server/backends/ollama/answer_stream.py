@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Sequence
 from http import HTTPStatus
 from typing import Self
@@ -20,6 +21,7 @@ from server.core.errors import BackendError, LlmspellError
 from server.core.events import Event, Failed, Finished, Started, Timings
 
 _PATH = "/api/chat"
+_log = logging.getLogger(__name__)
 _MAX_ERROR_BYTES = 64 * 1024
 
 
@@ -185,8 +187,13 @@ class MergedAnswer:
             return
         if not self._opened.done():
             self._opened.set_result(None)
-        while events := await choice.events():
-            self._add(events)
+        try:
+            while events := await choice.events():
+                self._add(events)
+        except Exception:  # noqa: BLE001 (logged, and sent)
+            # a bug here must not leave the reader waiting for the other choices for ever
+            _log.exception("an answer of the Ollama daemon could not be read")
+            self._add([Failed(BackendError("The answer of the Ollama daemon could not be read."))])
 
     def _refused(self, error: LlmspellError) -> None:
         if self._opened.done():

@@ -23,10 +23,10 @@ from server.backends.ollama.daemon import Daemon, DaemonModel
 from server.backends.ollama.host import daemon_url
 from server.backends.ollama.http_stream import HttpStreamClient
 from server.backends.ollama.images import ImageFetcher, ImageLimits
-from server.core.errors import LlmspellError, ModelNotFound
-from server.core.model_spec import BackendName
+from server.core.errors import InvalidRequest, LlmspellError, ModelNotFound
+from server.core.model_spec import BackendName, ModelSpec
 from server.core.ports import EventStream, ModelCard
-from server.core.request import ChatRequest
+from server.core.request import ChatRequest, ImageInput
 
 _MAX_IMAGES_AT_ONCE = 4
 
@@ -120,17 +120,20 @@ class OllamaBackend:
         found = await self._catalogue.find(model)
         return await self._catalogue.card(found) if found is not None and self._is_allowed(found) else None
 
-    async def has_model(self, model: str) -> bool:
-        """Whether the daemon has the model, as far as is known without waiting for a daemon that is down."""
-        found = await self._catalogue.find(model)
+    async def has_model(self, spec: ModelSpec) -> bool:
+        """Whether the daemon has the model; only a spec that names the daemon waits for one that is down."""
+        if spec.backend is self.name:
+            await self._catalogue.look_again()
+        found = await self._catalogue.find(spec.model)
         return found is not None and self._is_allowed(found)
 
-    def refusal(self, model: str) -> LlmspellError | None:
-        """Return why a model that the daemon has cannot be served: it is down, or the model runs elsewhere."""
-        known = self._catalogue.known(model)
+    def refusal(self, spec: ModelSpec) -> LlmspellError | None:
+        """Say that the daemon is down, if it had the model or the spec names it, or that the model runs elsewhere."""
+        known = self._catalogue.known(spec.model)
         if known is not None and not self._is_allowed(known):
             return _is_elsewhere(known)
-        return self._catalogue.outage_error() if known is not None and self._catalogue.is_down else None
+        is_ours = known is not None or spec.backend is self.name
+        return self._catalogue.outage_error() if is_ours and self._catalogue.is_down else None
 
     async def load(self, model: str, keep_alive: str | float | None = None) -> None:
         """Have a model loaded.
@@ -168,15 +171,23 @@ class OllamaBackend:
         images = [image for message in request.messages for image in message.images]
         if not images:
             return {}
+        if len(images) > self._config.max_images:
+            raise InvalidRequest(
+                f"The messages show {len(images)} images; at most {self._config.max_images} are accepted.",
+                param=images[self._config.max_images].path,
+            )
+        tasks = [asyncio.create_task(self._load_image(image)) for image in images]
+        try:
+            return dict(await asyncio.gather(*tasks))
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
-        async def load(url: str, path: str) -> tuple[str, str]:
-            async with self._image_slots:
-                data = await self._images.load(url, path)
-            return path, base64.b64encode(data).decode()
-
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(load(image.url, image.path)) for image in images]
-        return dict(task.result() for task in tasks)
+    async def _load_image(self, image: ImageInput) -> tuple[str, str]:
+        async with self._image_slots:
+            data = await self._images.load(image.url, image.path)
+        return image.path, base64.b64encode(data).decode()
 
     async def _ask(self, request: ChatRequest, model: DaemonModel, body: dict[str, Any]) -> EventStream:
         if request.n == 1:

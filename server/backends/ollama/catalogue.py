@@ -7,6 +7,8 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import httpx
+
 from server.backends.ollama.breaker import CircuitBreaker
 from server.backends.ollama.daemon import Daemon, DaemonModel, ModelDetails
 from server.backends.ollama.daemon_errors import unreachable
@@ -54,6 +56,7 @@ class Catalogue:
         self._detail_requests = asyncio.Semaphore(_MAX_DETAIL_REQUESTS)
         self._running: frozenset[str] = frozenset()
         self._running_asked_at = float("-inf")
+        self._was_slow = False
         self.breaker = CircuitBreaker()
 
     async def find(self, name: str) -> DaemonModel | None:
@@ -73,12 +76,16 @@ class Catalogue:
             LlmspellError: the daemon is down.
 
         """
-        if self.is_down and self.breaker.may_probe(self._clock()):
-            await self.refresh()
+        await self.look_again()
         found = await self.find(name)
         if self.is_down:
             raise self.outage_error()
         return found
+
+    async def look_again(self) -> None:
+        """Ask a daemon that seems to be down whether it is back, unless that was asked a moment ago."""
+        if self.is_down and self.breaker.may_probe(self._clock()):
+            await self.refresh()
 
     @property
     def is_down(self) -> bool:
@@ -155,8 +162,9 @@ class Catalogue:
         try:
             models = await self._daemon.models()
         except LlmspellError as error:
-            self.report_failure(self._daemon.reason_of(error))
+            self._take_failure(error, asked_at)
         else:
+            self._was_slow = False
             if self.is_down:
                 _log.info("the Ollama daemon at %s answers again", self._daemon.url)
             self.breaker.succeed()
@@ -165,6 +173,15 @@ class Catalogue:
             self._details = {digest: each for digest, each in self._details.items() if digest in present}
         finally:
             self._refreshing = None
+
+    def _take_failure(self, error: LlmspellError, asked_at: float) -> None:
+        is_slow = isinstance(error.__cause__, TimeoutError | httpx.TimeoutException)
+        if is_slow and not self._was_slow and not self.is_down and self._list is not _NOTHING:
+            # a machine that computes prompts on all cores may be late once: the last list will do until the next one
+            self._was_slow = True
+            self._list = replace(self._list, asked_at=asked_at)
+            return
+        self.report_failure(self._daemon.reason_of(error))
 
     async def _refresh_running(self) -> None:
         if self._clock() - self._running_asked_at > _STATES_SECONDS:

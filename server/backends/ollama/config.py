@@ -24,6 +24,7 @@ class OllamaConfig:
         silence_timeout_seconds: an answer that brings nothing for this long is given up; loading a model is silence.
         allow_cloud_models: serve models that the daemon does not run itself but passes on to another host.
         allow_private_images: fetch images from addresses of private networks and of this machine, too.
+        max_images: most images of one request.
         max_image_bytes: largest image.
         image_timeout_seconds: how long fetching one image may take.
 
@@ -41,5 +42,6 @@ class OllamaConfig:
     silence_timeout_seconds: float = 600.0
     allow_cloud_models: bool = False
     allow_private_images: bool = False
+    max_images: int = 16
     max_image_bytes: int = 20 * 1024 * 1024
     image_timeout_seconds: float = 10.0

@@ -49,6 +49,7 @@ class Daemon:
         """Take the base URL and limits in seconds; nothing is sent yet."""
         self.url = url
         self._answer_timeout = answer_timeout
+        self._connect_timeout = connect_timeout
         # the daemon is named by its operator: a proxy for the way to the internet does not lead there
         self._client = httpx.AsyncClient(
             base_url=url, timeout=httpx.Timeout(answer_timeout, connect=connect_timeout), trust_env=False
@@ -112,7 +113,7 @@ class Daemon:
 
         """
         body = {"model": name, "stream": False} | ({} if keep_alive is None else {"keep_alive": keep_alive})
-        await self._ask("POST", "/api/generate", body, model=name, timeout=None)
+        await self._ask("POST", "/api/generate", body, model=name, is_patient=True)
 
     async def unload(self, name: str) -> None:
         """Have a model removed from memory; one that is not there is fine.
@@ -139,13 +140,15 @@ class Daemon:
         body: Mapping[str, object] | None = None,
         *,
         model: str = "",
-        timeout: float | None = -1,  # noqa: ASYNC109 - a limit of the whole exchange, which httpx does not have
+        is_patient: bool = False,
     ) -> dict[str, Any]:
-        limit = self._answer_timeout if timeout == -1 else timeout
+        """Ask; who ``is_patient`` waits as long as the daemon works on it."""
+        limit = None if is_patient else self._answer_timeout
         try:
+            # httpx has limits for the parts of an exchange, but none for the whole
             async with asyncio.timeout(limit):
                 response = await self._client.request(
-                    method, path, json=body, timeout=httpx.Timeout(limit, connect=self._answer_timeout)
+                    method, path, json=body, timeout=httpx.Timeout(limit, connect=self._connect_timeout)
                 )
         except (httpx.HTTPError, httpx.InvalidURL, TimeoutError) as error:
             raise unreachable(self.url, _describe(error)) from error

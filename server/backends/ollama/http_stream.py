@@ -365,9 +365,10 @@ class _Connection(asyncio.Protocol):
 
     def on_message_begin(self) -> None:
         """Forget the headers of an interim response; what follows a complete one is nothing that anybody asked for."""
-        self.headers = {}
         if self.is_complete:
             self._break("it sent more than it was asked for")
+        else:
+            self.headers = {}
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Take a header."""
