@@ -219,7 +219,7 @@ def _announce(loaded: LoadedSettings, url: str) -> None:
     _log.info(
         "llmspell %s serves %s at %s (configuration: %s)",
         __version__,
-        ", ".join(models),
+        ", ".join([*models, *(["Ollama's models"] if loaded.settings.ollama.enabled else [])]),
         url,
         loaded.source,
         extra={"url": url, "models": models, "configuration": loaded.source},

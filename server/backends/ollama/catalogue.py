@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import httpx
@@ -104,7 +105,9 @@ class Catalogue:
     def report_failure(self, reason: str) -> None:
         """Note that the daemon could not be reached."""
         if not self.is_down:
-            _log.warning("the Ollama daemon at %s does not answer: %s", self._daemon.url, reason)
+            # that there is none at all is nothing to be warned of
+            level = logging.INFO if self._list is _NOTHING else logging.WARNING
+            _log.log(level, "the Ollama daemon at %s does not answer: %s", self._daemon.url, reason)
         self.breaker.fail(reason, self._clock())
 
     def forget(self, model: DaemonModel) -> None:
@@ -133,8 +136,11 @@ class Catalogue:
         """Ask for the list; callers at the same time share one request."""
         if self._refreshing is None:
             self._refreshing = asyncio.create_task(self._refresh())
-        # who goes away must not take the answer from the others
-        await asyncio.shield(self._refreshing)
+        # who goes away must not take the answer from the others, nor `close` end those who wait
+        refreshing = self._refreshing
+        await asyncio.wait([refreshing])
+        if not refreshing.cancelled():
+            refreshing.result()
 
     async def close(self) -> None:
         """Stop what runs in the background."""
@@ -165,8 +171,8 @@ class Catalogue:
             self._take_failure(error, asked_at)
         else:
             self._was_slow = False
-            if self.is_down:
-                _log.info("the Ollama daemon at %s answers again", self._daemon.url)
+            if self.is_down or self._list is _NOTHING:
+                _log.info("the Ollama daemon at %s answers: it has %d models", self._daemon.url, len(models))
             self.breaker.succeed()
             self._list = _List({model.name.lower(): model for model in models}, asked_at)
             present = {model.digest for model in models}
@@ -186,16 +192,14 @@ class Catalogue:
     async def _refresh_running(self) -> None:
         if self._clock() - self._running_asked_at > _STATES_SECONDS:
             self._running_asked_at = self._clock()
-            await self._tolerate(self._ask_running())
-
-    async def _ask_running(self) -> None:
-        self._running = await self._daemon.running()
+            with _tolerance():
+                self._running = await self._daemon.running()
 
     async def _fetch_details(self, models: Sequence[DaemonModel]) -> None:
         """Ask for what the list does not say, once for each version of a model."""
         for model in models:
             if not self._is_described(model) and model.digest not in self._fetching_details:
-                self._fetching_details[model.digest] = asyncio.create_task(self._tolerate(self._ask_details(model)))
+                self._fetching_details[model.digest] = asyncio.create_task(self._ask_details(model))
         wanted = {model.digest for model in models}
         tasks = [task for digest, task in self._fetching_details.items() if digest in wanted]
         if tasks:
@@ -203,16 +207,11 @@ class Catalogue:
 
     async def _ask_details(self, model: DaemonModel) -> None:
         try:
-            async with self._detail_requests:
-                self._details[model.digest] = await self._daemon.details(model.name)
+            with _tolerance():
+                async with self._detail_requests:
+                    self._details[model.digest] = await self._daemon.details(model.name)
         finally:
             del self._fetching_details[model.digest]
-
-    async def _tolerate(self, asking: Awaitable[None]) -> None:
-        try:
-            await asking
-        except LlmspellError as error:
-            _log.debug("a question to the Ollama daemon failed: %s", error)
 
     def _is_described(self, model: DaemonModel) -> bool:
         # what the list says of capabilities lacks those that come from a Jinja template
@@ -230,3 +229,11 @@ class Catalogue:
             context_length=told.context_length or model.details.context_length,
             capabilities=tuple(_CAPABILITIES.get(name, name) for name in capabilities),
         )
+
+
+@contextmanager
+def _tolerance() -> Iterator[None]:
+    try:
+        yield
+    except LlmspellError as error:
+        _log.debug("a question to the Ollama daemon failed: %s", error)
