@@ -153,14 +153,15 @@ class ModelRouter:
 
     async def models(self) -> Sequence[ListedModel]:
         """List the models of all backends, each under an id that ``route`` leads back to it."""
-        listed: dict[str, ListedModel] = {}
+        listed: list[ListedModel] = []
+        taken: set[str] = set()  # in lower case, as Ollama does not tell cases apart
         cards = await asyncio.gather(*(backend.models() for backend in self._backends))
         for card in chain.from_iterable(cards):
-            plain = f"local/{card.model}"
-            is_taken = any(f"local/{name}" in listed for name in equivalent_names(card.model))
-            spec = f"{plain}@{card.backend.value}" if is_taken else plain
-            listed[spec] = ListedModel(spec, card)
-        return tuple(listed.values())
+            names = {name.lower() for name in equivalent_names(card.model)}
+            suffix = f"@{card.backend.value}" if names & taken else ""
+            taken |= names
+            listed.append(ListedModel(f"local/{card.model}{suffix}", card))
+        return tuple(listed)
 
     async def model(self, text: str) -> ListedModel:
         """Describe the model that a spec or alias selects.

@@ -1,12 +1,28 @@
 from __future__ import annotations
 
-import pytest
-from api.scripted import ScriptedBackend, card
+import asyncio
+from collections.abc import AsyncIterator, Sequence
 
-from server.core.errors import ConfigurationError, InvalidModelSpec, ModelNotFound
+import pytest
+from api.scripted import ScriptedBackend, card, fail, finished, play, say_hello
+
+from server.core.errors import (
+    BackendError,
+    ConfigurationError,
+    ContextLengthExceeded,
+    Draining,
+    InvalidModelSpec,
+    LlmspellError,
+    ModelLoadingFailed,
+    ModelNotFound,
+    QueueFull,
+    TimedOut,
+)
+from server.core.events import Event, Failed, ReasoningDelta, Started, TextDelta
 from server.core.model_spec import BackendName, ModelSpec
 from server.core.ports import Backend
-from server.router import ModelRouter
+from server.core.request import ChatRequest, Message, Role
+from server.router import Accepts, ModelRouter, OpenedAnswer, RoutingConfig
 
 
 def llamacpp(*models: str) -> ScriptedBackend:
@@ -97,3 +113,270 @@ async def test_each_listed_id_leads_back_to_its_model() -> None:
 async def test_describing_an_unknown_model_fails() -> None:
     with pytest.raises(ModelNotFound):
         await ModelRouter([llamacpp("a")], {}).model("b")
+
+
+# --- preference, names, outages ---
+
+
+async def test_the_preferred_backend_comes_first() -> None:
+    backends = [ollama("a"), llamacpp("a")]
+    for prefer in BackendName:
+        router = ModelRouter(backends, {}, RoutingConfig(prefer=prefer))
+        assert (await chosen(router, "a"))[0].name is prefer
+        first, _ = await router.models()
+        assert (first.id, first.card.backend) == ("local/a", prefer)
+
+
+@pytest.mark.parametrize("prefer", BackendName)
+@pytest.mark.parametrize(
+    ("of_ollama", "of_llamacpp"),
+    [
+        ("demo:latest", "demo"),
+        ("demo", "demo:latest"),
+        ("hf.co/owner/repo:Q4_K_M", "hf.co/owner/repo"),
+        ("hf.co/owner/repo:latest", "hf.co/owner/repo:Q4_K_M"),
+        ("hf.co/owner/repo:latest", "hf.co/owner/repo"),
+        ("registry:5000/team/model:latest", "registry:5000/team/model"),
+    ],
+)
+async def test_names_that_mean_the_same_lead_back(prefer: BackendName, of_ollama: str, of_llamacpp: str) -> None:
+    router = ModelRouter([ollama(of_ollama), llamacpp(of_llamacpp)], {}, RoutingConfig(prefer=prefer))
+
+    listed = await router.models()
+
+    assert {model.card.model for model in listed} == {of_ollama, of_llamacpp}
+    for model in listed:
+        assert (await chosen(router, model.id))[0].name is model.card.backend
+        assert await router.model(model.id) == model
+
+
+@pytest.mark.parametrize("name", ["hf.co/owner/repo", "hf.co/owner/repo:Q4_K_M"])
+async def test_repositories_of_hugging_face(name: str) -> None:
+    router = ModelRouter([ollama(), backend := llamacpp("hf.co/owner/repo:Q4_K_M")], {})
+
+    assert (await chosen(router, name))[0] is backend
+
+
+async def test_a_file_not_yet_downloaded_comes_with_its_command() -> None:
+    with pytest.raises(ModelNotFound, match=r"`llmspell model pull local/hf\.co/owner/repo:Q8_0`"):
+        await ModelRouter([ollama(), llamacpp()], {}).route("hf.co/owner/repo:Q8_0")
+    with pytest.raises(ModelNotFound, match=r"`llmspell model pull local/x:1b@ollama`"):
+        await ModelRouter([ollama(), llamacpp()], {}).route("ollama/x:1b")
+
+
+async def test_a_model_of_a_backend_that_is_down() -> None:
+    down = ollama()
+    down.refusals = {"a": BackendError("it is down")}
+    router = ModelRouter([down, llamacpp("b")], {})
+
+    with pytest.raises(BackendError, match="it is down"):
+        await router.route("a")
+    assert (await chosen(router, "b"))[0].name is BackendName.LLAMACPP
+    with pytest.raises(ModelNotFound):
+        await router.route("c")
+    assert [model.id for model in await router.models()] == ["local/b"]
+
+
+async def test_the_other_backend_serves_what_the_one_that_is_down_had() -> None:
+    down, up = ollama(), llamacpp("a")
+    down.refusals = {"a": BackendError("it is down")}
+
+    assert (await chosen(ModelRouter([down, up], {}), "a"))[0] is up
+
+
+# --- opening and fallback ---
+
+HELLO = ChatRequest(ModelSpec("a"), (Message(Role.USER, "Hi"),))
+BROKEN = BackendError("it broke")
+
+
+def everything(_: Backend) -> bool:
+    return True
+
+
+async def opened(
+    backends: Sequence[ScriptedBackend], text: str = "a", *, fallback: bool = True, accepts: Accepts = everything
+) -> OpenedAnswer:
+    route = await ModelRouter(backends, {}, RoutingConfig(fallback=fallback)).route(text)
+    return await route.open(HELLO, accepts)
+
+
+async def none_held(*backends: ScriptedBackend) -> None:
+    for backend in backends:
+        await backend.until_held(0)
+
+
+async def test_an_answer_begins_with_its_first_output() -> None:
+    first, second = ollama("a"), llamacpp("a")
+
+    answer = await opened([first, second])
+
+    assert (answer.backend, answer.failed) == (first, None)
+    assert list(answer.early) == [Started(), TextDelta(0, "Hel")]
+    assert [batch async for batch in answer.stream][-1][-1] == finished()
+    await answer.stream.aclose()
+    assert second.requests == []
+    await none_held(first)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [BROKEN, QueueFull("busy"), TimedOut("late"), ModelLoadingFailed("no"), ModelNotFound("gone")],
+)
+@pytest.mark.parametrize("is_early", [True, False])
+async def test_the_other_backend_takes_over(error: LlmspellError, is_early: bool) -> None:  # noqa: FBT001
+    first, second = ollama("a"), llamacpp("a")
+    if is_early:
+        first.rejection = error
+    else:
+        first.script = fail(error)
+
+    answer = await opened([first, second])
+
+    assert (answer.backend, answer.failed) == (second, BackendName.OLLAMA)
+    assert second.requests == [HELLO]
+    await none_held(first)
+    await answer.stream.aclose()
+    await none_held(second)
+
+
+@pytest.mark.parametrize("error", [ContextLengthExceeded("too long"), Draining("bye"), InvalidModelSpec("odd")])
+async def test_what_the_other_backend_would_refuse_too_is_not_moved(error: LlmspellError) -> None:
+    first, second = ollama("a"), llamacpp("a")
+    first.rejection = error
+
+    with pytest.raises(type(error)) as caught:
+        await opened([first, second])
+
+    assert caught.value is error
+    assert second.requests == []
+    await none_held(first)
+
+
+async def test_without_fallback_only_a_model_that_is_gone_moves() -> None:
+    first, second = ollama("a"), llamacpp("a")
+    first.rejection = BROKEN
+    with pytest.raises(BackendError):
+        await opened([first, second], fallback=False)
+    first.rejection = ModelNotFound("gone")
+
+    answer = await opened([first, second], fallback=False)
+
+    assert answer.backend is second
+    await answer.stream.aclose()
+
+
+@pytest.mark.parametrize("text", ["a@ollama", "ollama/a"])
+async def test_a_backend_that_is_named_keeps_the_request(text: str) -> None:
+    first, second = ollama("a"), llamacpp("a")
+    first.rejection = BROKEN
+
+    with pytest.raises(BackendError):
+        await opened([first, second], text)
+
+    assert second.requests == []
+
+
+async def test_a_backend_that_lacks_model_or_parameter_does_not_take_over() -> None:
+    first = ollama("a")
+    first.rejection = BROKEN
+    other, lacking = llamacpp("a"), llamacpp("b")
+
+    with pytest.raises(BackendError):
+        await opened([first, lacking])
+    with pytest.raises(BackendError):
+        await opened([first, other], accepts=lambda backend: backend is first)
+
+    assert other.requests == lacking.requests == []
+
+
+async def test_when_both_fail_the_second_error_is_told() -> None:
+    first, second = ollama("a"), llamacpp("a")
+    first.rejection, second.script = BROKEN, fail(TimedOut("late"))
+
+    with pytest.raises(TimedOut):
+        await opened([first, second])
+
+    assert (len(first.requests), len(second.requests)) == (1, 1)
+    await none_held(first, second)
+
+
+@pytest.mark.parametrize("output", [TextDelta(0, "a"), ReasoningDelta(0, "hm")])
+async def test_after_the_first_output_nothing_moves(output: Event) -> None:
+    first, second = ollama("a"), llamacpp("a")
+    first.script = play([Started()], [output], [Failed(BROKEN)])
+
+    answer = await opened([first, second])
+
+    assert (answer.backend, answer.failed) == (first, None)
+    assert [batch async for batch in answer.stream] == [[Failed(BROKEN)]]
+    await answer.stream.aclose()
+    assert second.requests == []
+
+
+async def test_output_and_failure_at_once_is_a_failure() -> None:
+    first, second = ollama("a"), llamacpp("a")
+    first.script = play([Started(), TextDelta(0, "a"), Failed(BROKEN)])
+
+    answer = await opened([first, second])
+
+    assert (answer.backend, answer.failed) == (second, BackendName.OLLAMA)
+    await answer.stream.aclose()
+    await none_held(first, second)
+
+
+async def test_who_goes_away_while_it_waits_leaves_nothing_behind() -> None:
+    never = asyncio.Event()
+
+    async def silence(_: ChatRequest) -> AsyncIterator[Sequence[Event]]:
+        yield [Started()]
+        await never.wait()
+
+    admitting, silent = ollama("a"), ollama("a")
+    admitting.admission, silent.script = never, silence
+    for backend in (admitting, silent):
+        opening = asyncio.create_task(opened([backend, llamacpp("a")]))
+        await backend.until_held(1)
+        opening.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await opening
+        await none_held(backend)
+
+
+async def test_many_at_once() -> None:
+    first, second = ollama("a"), llamacpp("a")
+    requests = 0
+
+    async def every_other(request: ChatRequest) -> AsyncIterator[Sequence[Event]]:
+        nonlocal requests
+        requests += 1
+        script = say_hello(request) if requests % 2 else fail(BROKEN)(request)
+        async for batch in script:
+            await asyncio.sleep(0)
+            yield batch
+
+    first.script = every_other
+
+    answers = await asyncio.gather(*(opened([first, second]) for _ in range(50)))
+
+    assert sorted(answer.backend.name for answer in answers) == [BackendName.LLAMACPP] * 25 + [BackendName.OLLAMA] * 25
+    assert all((answer.failed is None) == (answer.backend is first) for answer in answers)
+    for answer in answers:
+        await answer.stream.aclose()
+    await none_held(first, second)
+
+
+async def test_two_thousand_models_are_listed_and_searched() -> None:
+    names = [f"model-{index:05d}:latest" for index in range(2000)]
+    router = ModelRouter([ollama(*names), llamacpp("model-00007")], {})
+
+    assert len({model.id for model in await router.models()}) == 2001
+    with pytest.raises(ModelNotFound, match="Did you mean local/model-"):
+        await router.route("model-9999999")
+
+
+def test_preloaded_models_are_those_of_all_backends() -> None:
+    first, second = ollama("a"), llamacpp("b")
+    second.preloaded_cards = [card("b")]
+
+    assert [model.id for model in ModelRouter([first, second], {}).preloaded()] == ["local/b"]

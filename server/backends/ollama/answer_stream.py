@@ -23,6 +23,8 @@ from server.core.events import Event, Failed, Finished, Started, Timings
 _PATH = "/api/chat"
 _log = logging.getLogger(__name__)
 _MAX_ERROR_BYTES = 64 * 1024
+_MAX_READY_EVENTS = 4096
+"""An answer whose reader falls behind by this much is not read from the daemon until it has caught up."""
 
 
 class Choice:
@@ -54,6 +56,8 @@ class Choice:
         if response.status != HTTPStatus.OK:
             raise await self._refusal(response, model)
         self._response = response
+        if self.is_closed:
+            response.close()
 
     async def events(self) -> Sequence[Event]:
         """Wait for the next events; empty when there are no more. Does not raise: a failure is an event."""
@@ -138,6 +142,8 @@ class MergedAnswer:
         self._finished: list[Finished] = []
         self._is_over = False
         self._news = asyncio.Event()
+        self._has_room = asyncio.Event()
+        self._has_room.set()
         self._pumps: list[asyncio.Task[None]] = []
         self._opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -168,6 +174,7 @@ class MergedAnswer:
             self._news.clear()
             await self._news.wait()
         events, self._ready = self._ready, []
+        self._has_room.set()
         return events
 
     async def aclose(self) -> None:
@@ -182,18 +189,17 @@ class MergedAnswer:
     async def _pump(self, choice: Choice, opening: Callable[[], Awaitable[None]]) -> None:
         try:
             await opening()
-        except LlmspellError as error:
-            self._refused(error)
-            return
-        if not self._opened.done():
-            self._opened.set_result(None)
-        try:
+            if not self._opened.done():
+                self._opened.set_result(None)
             while events := await choice.events():
                 self._add(events)
+                await self._has_room.wait()
+        except LlmspellError as error:
+            self._refused(error)
         except Exception:  # noqa: BLE001 (logged, and sent)
             # a bug here must not leave the reader waiting for the other choices for ever
             _log.exception("an answer of the Ollama daemon could not be read")
-            self._add([Failed(BackendError("The answer of the Ollama daemon could not be read."))])
+            self._refused(BackendError("The answer of the Ollama daemon could not be read."))
 
     def _refused(self, error: LlmspellError) -> None:
         if self._opened.done():
@@ -215,12 +221,15 @@ class MergedAnswer:
             self._ready.append(last)
             if isinstance(last, Failed):
                 self._end()
+        if len(self._ready) > _MAX_READY_EVENTS and not self._is_over:
+            self._has_room.clear()
         self._news.set()
 
     def _end(self) -> None:
         self._is_over = True
         for choice in self._choices:
             choice.close()
+        self._has_room.set()
         self._news.set()
 
 

@@ -106,6 +106,11 @@ class OllamaBackend:
         except ModelNotFound:
             self._catalogue.forget(model)
             raise
+        except InvalidRequest as error:
+            # the daemon complains of schemas without saying whose
+            if error.param == "response_format" and request.response_format is None and request.tools:
+                error.param = "tools"
+            raise
 
     async def models(self) -> Sequence[ModelCard]:
         """List the daemon's models; none while it is down."""

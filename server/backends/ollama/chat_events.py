@@ -148,7 +148,7 @@ def merged_usage(usages: Sequence[Usage]) -> Usage:
 def _logprob(token: Mapping[str, Any], top: tuple[TokenLogprob, ...] = ()) -> TokenLogprob:
     text = str(token["token"])
     given = token.get("bytes")
-    return TokenLogprob(text, bytes(given) if given else text.encode(), float(token["logprob"]), top)
+    return TokenLogprob(text, bytes(given) if isinstance(given, list) else text.encode(), float(token["logprob"]), top)
 
 
 def _usage(entry: Mapping[str, Any]) -> Usage:

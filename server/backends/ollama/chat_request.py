@@ -145,10 +145,11 @@ def _tool(tool: Tool) -> dict[str, Any]:
 
 
 def _messages(request: ChatRequest, images: Images, instruction: str | None) -> list[dict[str, Any]]:
-    names = {call.id: call.name for message in request.messages for call in message.tool_calls}
-    messages = [
-        _message(message, f"messages[{index}]", names, images) for index, message in enumerate(request.messages)
-    ]
+    names: dict[str, str] = {}  # of the calls so far: an id may come again
+    messages = []
+    for index, message in enumerate(request.messages):
+        messages.append(_message(message, f"messages[{index}]", names, images))
+        names |= {call.id: call.name for call in message.tool_calls}
     return messages if instruction is None else _with_instruction(messages, instruction)
 
 

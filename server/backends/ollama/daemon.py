@@ -13,6 +13,7 @@ from http import HTTPStatus
 from typing import Any
 
 import httpx
+import orjson
 
 from server.backends.ollama.daemon_errors import error_of_response, garbled, unreachable
 from server.core.errors import BackendError, LlmspellError
@@ -143,6 +144,8 @@ class Daemon:
         is_patient: bool = False,
     ) -> dict[str, Any]:
         """Ask; who ``is_patient`` waits as long as the daemon works on it."""
+        if self._client.is_closed:
+            raise unreachable(self.url, "this server is shutting down")
         limit = None if is_patient else self._answer_timeout
         try:
             # httpx has limits for the parts of an exchange, but none for the whole
@@ -159,7 +162,7 @@ class Daemon:
 
 def _object(response: httpx.Response) -> dict[str, Any]:
     try:
-        answer = response.json()
+        answer = orjson.loads(response.content)
     except ValueError as error:
         raise garbled(f"its answer to {response.request.url.path} is not JSON") from error
     if not isinstance(answer, dict):
@@ -194,7 +197,7 @@ def _model(row: Mapping[str, Any]) -> DaemonModel:
 def _unix_time(text: object) -> int:
     try:
         return int(datetime.fromisoformat(str(text)).timestamp())
-    except ValueError:
+    except (ValueError, OverflowError):
         return 0
 
 

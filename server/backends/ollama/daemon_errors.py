@@ -72,12 +72,12 @@ def error_of_response(status: int, headers: Mapping[str, str], body: bytes, mode
 def error_of_message(message: str, status: int, model: str) -> LlmspellError:
     """Turn the daemon's sentence into an error; ``status`` is 500 for one that comes in mid-stream."""
     message = message.strip().rstrip(".")
+    if status == HTTPStatus.NOT_FOUND:  # first: the sentence holds a name, and that may hold any word
+        return _not_found(model, message)
     lowered = message.lower()
     for phrases, build in _MEANINGS:
         if any(phrase in lowered for phrase in phrases):
             return build(message)
-    if status == HTTPStatus.NOT_FOUND:
-        return _not_found(model, message)
     if status in {HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.TOO_MANY_REQUESTS}:
         return _busy(message)
     if status == HTTPStatus.BAD_REQUEST:
@@ -176,7 +176,8 @@ _MEANINGS: tuple[tuple[tuple[str, ...], Callable[[str], LlmspellError]], ...] = 
             "unable to load model",
             "error loading model",
             "failed to load model",
-            "runner process has terminated",
+            "error starting",
+            "process has terminated",
             "process no longer running",
             "timed out waiting for",
         ),

@@ -1,0 +1,56 @@
+"""Bytes of the daemon's stream, decoded to the end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from asking import TIME, WEATHER, asked, last_line, line, ndjson
+
+from server.backends.ollama.chat_events import ChatDecoder
+from server.core.errors import BackendError
+from server.core.events import (
+    Event,
+    Failed,
+    Finished,
+    Timings,
+    ToolCallDelta,
+    Usage,
+)
+from server.core.request import ChatRequest, ToolChoice, ToolChoiceMode
+
+USAGE = Usage(prompt_tokens=17, completion_tokens=5)
+TIMINGS = Timings(queued=2.0, prompt=0.5, first_token=2.5, decode=1.5)
+FORCED = asked(tools=(WEATHER, TIME), tool_choice=ToolChoice(ToolChoiceMode.REQUIRED))
+
+
+def decoded(pieces: Iterable[bytes], request: ChatRequest | None = None, index: int = 0) -> list[Event]:
+    """All events of a stream that comes in these pieces."""
+    decoder = ChatDecoder(asked() if request is None else request, index, "demo:latest")
+    events = [event for piece in pieces for event in decoder.feed(piece)]
+    events += decoder.end()
+    assert decoder.is_over
+    assert decoder.feed(ndjson(line("more"), last_line())) == []
+    assert decoder.end() == []
+    return events
+
+
+def events_of(*lines: object, request: ChatRequest | None = None, index: int = 0) -> list[Event]:
+    return decoded([ndjson(*lines)], request, index)
+
+
+def failure(events: Sequence[Event]) -> BackendError:
+    last = events[-1]
+    assert isinstance(last, Failed)
+    assert not any(isinstance(event, Failed | Finished) for event in events[:-1])
+    assert isinstance(last.error, BackendError)
+    return last.error
+
+
+def calls_of(events: Sequence[Event]) -> list[ToolCallDelta]:
+    return [event for event in events if isinstance(event, ToolCallDelta)]
+
+
+def call(name: str, call_id: str | None = None, **arguments: object) -> dict[str, Any]:
+    made: dict[str, Any] = {"function": {"index": 0, "name": name, "arguments": arguments}}
+    return made if call_id is None else {"id": call_id, **made}
