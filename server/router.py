@@ -159,7 +159,7 @@ class ModelRouter:
         for card in chain.from_iterable(cards):
             names = {name.lower() for name in equivalent_names(card.model)}
             suffix = f"@{card.backend.value}" if names & taken else ""
-            taken |= names
+            taken.add(card.model.lower())
             listed.append(ListedModel(f"local/{card.model}{suffix}", card))
         return tuple(listed)
 
