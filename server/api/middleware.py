@@ -60,9 +60,10 @@ class RequestContext:
         try:
             await self._app(scope, receive, send_with_id)
         except asyncio.CancelledError:
+            # Only the server cancels requests, at the end of its patience when it shuts down; the task ends here. A
+            # stream has told its client already.
             if not status:
                 await error_response(draining())(scope, receive, send_with_id)
-            raise
         except Exception:  # noqa: BLE001 (logged, and answered as 500)
             _log.exception("%s %s failed", scope["method"], quote(scope["path"]))
             if not status:

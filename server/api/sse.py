@@ -75,7 +75,8 @@ class AnswerStream(Response):
             _log.warning("a client stopped reading its stream; gave it up after %s s", self._send_timeout)
             await _cut(scope)
         finally:
-            note_access(scope, **self._outcome())
+            if writer.has_started or writer.was_interrupted:  # what was refused is noted where it is answered
+                note_access(scope, **self._outcome())
 
     async def _send_events(self, writer: _EventWriter) -> None:
         try:

@@ -11,15 +11,20 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
+from shutil import which
 from typing import Any, Self
 from urllib.parse import urlsplit
 
 import httpx
 import psutil
+import pytest
+from fakes.ollama import FakeOllama
 from openai import AsyncOpenAI, OpenAI
+from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 PATIENCE = 120.0
 """Seconds until something that must happen is taken for something that does not: many, for busy machines."""
@@ -27,6 +32,9 @@ PATIENCE = 120.0
 CHAT = "/v1/chat/completions"
 DEMO = "local/demo"
 
+OLLAMA_ENABLED = "LLMSPELL_OLLAMA__ENABLED"
+
+_NOT_INHERITED = ("LLMSPELL_", "OLLAMA_", "XDG_CONFIG_HOME")
 _PAUSE = 0.05
 
 
@@ -39,9 +47,15 @@ def eventually(condition: Callable[[], object], what: str) -> None:
 
 
 def environment(home: Path, **variables: str) -> dict[str, str]:
-    """The environment of a user who has configured nothing but ``variables``."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("LLMSPELL_", "XDG_CONFIG_HOME"))}
-    return kept | {"HOME": str(home), "USERPROFILE": str(home)} | variables
+    """The environment of a user who has configured nothing but ``variables``, on a machine without an Ollama daemon."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(_NOT_INHERITED)}
+    return kept | {"HOME": str(home), "USERPROFILE": str(home), OLLAMA_ENABLED: "false"} | variables
+
+
+def using_ollama(url: str, **variables: str) -> dict[str, str]:
+    """Variables for a server that uses the Ollama daemon at this address, and is patient with it: machines are busy."""
+    patience = {"LLMSPELL_OLLAMA__DETECTION_TIMEOUT_SECONDS": "30", "LLMSPELL_OLLAMA__CONNECT_TIMEOUT_SECONDS": "30"}
+    return {OLLAMA_ENABLED: "true", "LLMSPELL_OLLAMA__URL": url} | patience | variables
 
 
 def serve_command(*arguments: str) -> list[str]:
@@ -177,6 +191,72 @@ class Server:
         self._announced.set()
 
 
+@dataclass(frozen=True)
+class Site:
+    """A model on one of the backends, and the server through which clients ask it.
+
+    ``endless`` is what makes a stream that goes on until it is given up, and ``stuck`` one that does not come to its
+    first token for long; ``None`` where the models at hand have no such thing. ``fake`` is the daemon, if it is one.
+    """
+
+    backend: str
+    server: Server
+    model: str
+    with_tools: str | None = None
+    thinking: str | None = None
+    endless: Mapping[str, Any] | None = None
+    stuck: Mapping[str, Any] | None = None
+    fake: FakeOllama | None = None
+
+    def body(self, content: str = "Hello", **parameters: object) -> dict[str, Any]:
+        """The body of a request to the model, whose answer is always the same one."""
+        return chat_body(content, **({"model": self.model, "temperature": 0} | parameters))
+
+    def ask(self, content: str, **parameters: object) -> ChatCompletion:
+        """One whole answer, by the SDK."""
+        with self.server.client() as client:
+            answer: ChatCompletion = client.chat.completions.create(**_for_sdk(self.body(content, **parameters)))
+            return answer
+
+    def stream(self, content: str, **parameters: object) -> list[ChatCompletionChunk]:
+        """All chunks of a stream, by the SDK."""
+        body = self.body(content, stream=True, **parameters)
+        with self.server.client() as client, client.chat.completions.create(**_for_sdk(body)) as stream:
+            return list(stream)
+
+    def post(self, content: str, **parameters: object) -> httpx.Response:
+        """What comes for a request by plain HTTP."""
+        return httpx.post(self.server.url + CHAT, json=self.body(content, **parameters), timeout=PATIENCE)
+
+    def is_idle(self) -> bool:
+        """Whether nothing is being computed for anybody."""
+        if self.fake is not None:
+            return self.fake.num_running == 0
+        if self.backend == "llamacpp":
+            return self.server.works_no_more()
+        try:  # a real daemon answers one request after the other, and does not say how many wait
+            body = self.body("Hi", **dict(self.endless or {}) | {"max_tokens": 1})
+            return httpx.post(self.server.url + CHAT, json=body, timeout=10).status_code == 200
+        except httpx.ReadTimeout:
+            return False
+
+    @contextmanager
+    def begins(self) -> Iterator[None]:
+        """Wait at the end of the block until the request sent in it is being computed."""
+        before = self.server.cpu_seconds()
+        yield
+        if self.backend == "llamacpp":
+            eventually(lambda: self.server.cpu_seconds() > before + 0.1, "the prompt is being computed")
+        else:
+            eventually(lambda: not self.is_idle(), "the daemon answers")
+
+
+def _for_sdk(body: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments for the SDK, which takes the parameters that OpenAI does not know from a separate one."""
+    extra = {name: value for name, value in body.items() if name in {"ignore_eos", "keep_alive", "num_ctx", "top_k"}}
+    return {name: value for name, value in body.items() if name not in extra} | {"extra_body": extra}
+
+
 class Connection:
     """A connection, byte by byte."""
 
@@ -264,6 +344,25 @@ def sse_data(lines: Iterable[str]) -> list[str]:
         else:
             assert line == "" or line.startswith(":"), f"neither data nor a comment: {line!r}"
     return found
+
+
+def text_of(answer: ChatCompletion) -> str:
+    """The text of the first choice."""
+    return answer.choices[0].message.content or ""
+
+
+def streamed_text(chunks: Iterable[ChatCompletionChunk], index: int = 0) -> str:
+    """The text of a choice of a stream."""
+    choices = [choice for chunk in chunks for choice in chunk.choices if choice.index == index]
+    return "".join(choice.delta.content or "" for choice in choices)
+
+
+def curl(*arguments: str) -> str:
+    """What curl prints."""
+    if which("curl") is None:
+        pytest.skip("curl is not installed")
+    command = ["curl", "--silent", "--show-error", "--max-time", str(PATIENCE), *arguments]
+    return subprocess.run(command, capture_output=True, check=True, encoding="utf-8").stdout
 
 
 def stream_text(chunks: Iterable[str]) -> str:

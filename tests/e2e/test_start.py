@@ -193,7 +193,9 @@ def test_the_human_log_names_the_url_the_models_and_the_configuration(tmp_path: 
         process.terminate()
         rest = process.stderr.read()
     assert re.search(
-        r"INFO .* serves local/demo at http://127\.0\.0\.1:\d+/v1 \(configuration: command line\)", lines[-1]
+        r"INFO .* serves local/demo at http://127\.0\.0\.1:\d+/v1 "
+        r"\(configuration: LLMSPELL_OLLAMA__ENABLED, command line\)",
+        lines[-1],
     )
     assert len(lines) == 1
     assert "Traceback" not in rest

@@ -65,6 +65,7 @@ class OllamaBackend:
             self.url,
             connect_timeout=config.connect_timeout_seconds,
             silence_timeout=config.silence_timeout_seconds,
+            is_alive=self._catalogue.is_alive,
         )
         self._images = ImageFetcher(
             ImageLimits(config.max_image_bytes, config.image_timeout_seconds, config.allow_private_images)

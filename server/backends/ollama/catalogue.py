@@ -88,6 +88,11 @@ class Catalogue:
         if self.is_down and self.breaker.may_probe(self._clock()):
             await self.refresh()
 
+    async def is_alive(self) -> bool:
+        """Ask the daemon, and say whether it is there; one late answer does not count."""
+        await self.refresh()
+        return not self.is_down
+
     @property
     def is_down(self) -> bool:
         """Whether the daemon did not answer when it was last asked."""

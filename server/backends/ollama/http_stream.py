@@ -7,22 +7,15 @@ several times more on a chunk than all other parts of this server together (``do
 from __future__ import annotations
 
 import asyncio
-import socket
 import ssl
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from urllib.parse import urlsplit
 
-import httptools
+from server.backends.ollama.http_connection import HttpConnection, reason_of
 
-_MAX_BUFFERED_BYTES = 512 * 1024
-"""A response whose reader falls behind by this much is not read from the socket until it has caught up."""
-_MAX_HEAD_BYTES = 256 * 1024
 _MAX_IDLE_CONNECTIONS = 128
 _MAX_IDLE_SECONDS = 60.0
-_LONGEST_LINGER_SECONDS = 1.0
-_KEEP_ALIVE_PROBES = {"TCP_KEEPIDLE": 15, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
-"""A daemon on a machine that went away without a word is noticed after half a minute, however long answers take."""
 
 
 class ConnectionFailed(Exception):
@@ -37,11 +30,29 @@ class SilenceTooLong(Exception):
     """Nothing came for longer than it may take."""
 
 
+async def _always() -> bool:
+    return True
+
+
 class HttpStreamClient:
     """Posts to one server and streams what it answers."""
 
-    def __init__(self, url: str, *, connect_timeout: float, silence_timeout: float) -> None:
-        """Take the base URL, and limits in seconds; nothing is connected yet."""
+    def __init__(
+        self,
+        url: str,
+        *,
+        connect_timeout: float,
+        silence_timeout: float,
+        is_alive: Callable[[], Awaitable[bool]] = _always,
+        quiet_seconds: float = 2.0,
+    ) -> None:
+        """Take the base URL, and limits in seconds; nothing is connected yet.
+
+        ``is_alive`` is asked whenever a response has been silent for ``quiet_seconds``: a server that answers nobody is
+        not waited for until ``silence_timeout``. It must not raise.
+        """
+        self.is_alive = is_alive
+        self.quiet_seconds = quiet_seconds
         parts = urlsplit(url)
         self._host, self._is_tls = parts.hostname or "127.0.0.1", parts.scheme == "https"
         self._port = parts.port or (443 if self._is_tls else 80)
@@ -49,8 +60,8 @@ class HttpStreamClient:
         self._authority = parts.netloc.rpartition("@")[2]
         self._connect_timeout = connect_timeout
         self._silence_timeout = silence_timeout
-        self._idle: list[_Connection] = []
-        self._lingering: weakref.WeakSet[_Connection] = weakref.WeakSet()
+        self._idle: list[HttpConnection] = []
+        self._lingering: weakref.WeakSet[HttpConnection] = weakref.WeakSet()
         self._is_closed = False
         self._tls: ssl.SSLContext | None = None
 
@@ -71,7 +82,7 @@ class HttpStreamClient:
             try:
                 return await self._exchange(connection, request)
             except ConnectionFailed:
-                if connection.has_received:
+                if connection.has_received or connection.is_given_up:
                     raise
         return await self._exchange(await self._connect(), request)
 
@@ -82,7 +93,7 @@ class HttpStreamClient:
             connection.abort()
         self._idle.clear()
 
-    async def _exchange(self, connection: _Connection, request: bytes) -> StreamedResponse:
+    async def _exchange(self, connection: HttpConnection, request: bytes) -> StreamedResponse:
         response = StreamedResponse(self, connection, self._silence_timeout)
         try:
             connection.send(request)
@@ -98,7 +109,7 @@ class HttpStreamClient:
             f"content-type: application/json\r\ncontent-length: {length}\r\n\r\n"
         ).encode()
 
-    def _take_idle(self) -> _Connection | None:
+    def _take_idle(self) -> HttpConnection | None:
         now = asyncio.get_running_loop().time()
         while self._idle:
             connection = self._idle.pop()
@@ -107,7 +118,7 @@ class HttpStreamClient:
             connection.abort()
         return None
 
-    def put_back(self, connection: _Connection) -> None:
+    def put_back(self, connection: HttpConnection) -> None:
         """Keep a connection whose response is complete."""
         self._lingering.discard(connection)
         if self._is_closed or len(self._idle) >= _MAX_IDLE_CONNECTIONS:
@@ -116,35 +127,36 @@ class HttpStreamClient:
         connection.rest()
         self._idle.append(connection)
 
-    def linger(self, connection: _Connection) -> None:
+    def linger(self, connection: HttpConnection) -> None:
         """Keep a connection if its response, of which nothing more is needed, ends soon."""
         self._lingering.add(connection)
         connection.linger(self.put_back)
 
-    async def _connect(self) -> _Connection:
+    async def _connect(self) -> HttpConnection:
         if self._is_tls and self._tls is None:
             self._tls = ssl.create_default_context()
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(self._connect_timeout):
-                _, connection = await loop.create_connection(_Connection, self._host, self._port, ssl=self._tls)
+                _, connection = await loop.create_connection(HttpConnection, self._host, self._port, ssl=self._tls)
         except TimeoutError:
             raise NotConnected(f"no connection within {self._connect_timeout:g} s") from None
         except OSError as error:
-            raise NotConnected(_reason(error)) from error
+            raise NotConnected(reason_of(error)) from error
         return connection
 
 
 class StreamedResponse:
     """One response: its status, and its body as it comes."""
 
-    def __init__(self, client: HttpStreamClient, connection: _Connection, silence_timeout: float) -> None:
+    def __init__(self, client: HttpStreamClient, connection: HttpConnection, silence_timeout: float) -> None:
         self._client = client
         self._connection = connection
         self._silence_timeout = silence_timeout
         self._is_released = False
         self._timer: asyncio.TimerHandle | None = None
         self._has_timed_out = False
+        self._asking: asyncio.Task[None] | None = None
         connection.last_activity = asyncio.get_running_loop().time()
         self._watch()
 
@@ -211,6 +223,8 @@ class StreamedResponse:
         self._is_released = True
         if self._timer is not None:
             self._timer.cancel()
+        if self._asking is not None:
+            self._asking.cancel()
 
     async def _wait(self) -> None:
         """Wait for news of the connection."""
@@ -227,178 +241,26 @@ class StreamedResponse:
 
     def _watch(self) -> None:
         # one timer for the whole stream: it looks whether something came meanwhile, and sleeps again
-        loop = asyncio.get_running_loop()
-        ends_at = self._connection.last_activity + self._silence_timeout
-        if self._connection.is_paused:  # it is our reader who is slow
+        loop, connection = asyncio.get_running_loop(), self._connection
+        now, ends_at = loop.time(), connection.last_activity + self._silence_timeout
+        if connection.is_paused:  # it is our reader who is slow
             self._timer = loop.call_later(self._silence_timeout, self._watch)
-        elif ends_at <= loop.time():
+            return
+        if ends_at <= now:
             self._has_timed_out = True
-            self._connection.wake()
-        else:
-            self._timer = loop.call_at(ends_at, self._watch)
-
-
-class _Connection(asyncio.Protocol):
-    """One connection; serves one exchange after the other. Also the callbacks of the parser."""
-
-    def __init__(self) -> None:
-        self._parser = httptools.HttpResponseParser(self)
-        self._transport: asyncio.Transport | None = None
-        self._loop = asyncio.get_running_loop()
-        self.is_paused = False
-        self._num_buffered = 0
-        self.idle_since = 0.0
-        self.last_activity = 0.0
-        self.failure: str | None = None
-        self.waiter: asyncio.Future[None] | None = None
-        self._keep: Callable[[_Connection], None] | None = None
-        self._lingering: asyncio.TimerHandle | None = None
-        self._start_exchange()
-
-    def _start_exchange(self) -> None:
-        self.status = 0
-        self.headers: dict[str, str] = {}
-        self.chunks: list[bytes] = []
-        self.has_received = False
-        self._head_len = 0
-        self.has_head = False
-        self.is_complete = False
-        self._is_kept_alive = False
-        self._is_resting = False
-
-    @property
-    def is_usable(self) -> bool:
-        """Whether another exchange can start."""
-        is_open = self._transport is not None and not self._transport.is_closing() and self.failure is None
-        return is_open and (not self.has_received or self._is_kept_alive)
-
-    def linger(self, keep: Callable[[_Connection], None]) -> None:
-        """Wait for the end of the response for a moment, and then ``keep`` the connection or break it."""
-        self._keep = keep
-        self._lingering = self._loop.call_later(_LONGEST_LINGER_SECONDS, self.abort)
-
-    def _end_lingering(self) -> None:
-        keep, self._keep = self._keep, None
-        if self._lingering is not None:
-            self._lingering.cancel()
-        self.take_body()
-        if keep is not None and self.is_usable:
-            keep(self)
-        else:
-            self.abort()
-
-    def rest(self) -> None:
-        """Do nothing until the next exchange."""
-        self._is_resting = True
-        self.idle_since = self._loop.time()
-
-    def send(self, request: bytes) -> None:
-        """Start an exchange."""
-        self._start_exchange()
-        if self._transport is None or self._transport.is_closing():
-            self.failure = self.failure or "the connection was closed"
+            connection.wake()
             return
-        self._transport.write(request)
+        asks_at = connection.last_activity + self._client.quiet_seconds
+        if asks_at <= now and self._asking is None:
+            self._asking = loop.create_task(self._ask_whether_alive())
+        self._timer = loop.call_at(
+            min(ends_at, asks_at if asks_at > now else now + self._client.quiet_seconds), self._watch
+        )
 
-    def take_body(self) -> bytes:
-        """Return what has come of the body and forget it."""
-        chunks, self.chunks, self._num_buffered = self.chunks, [], 0
-        if self.is_paused and self._transport is not None:
-            self.is_paused = False
-            self.last_activity = self._loop.time()
-            self._transport.resume_reading()
-        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
-
-    def abort(self) -> None:
-        """Break the connection at once: the other side notices when it next writes, if not before."""
-        if self._transport is not None:
-            self._transport.abort()
-
-    def wake(self) -> None:
-        """Let the reader look again."""
-        if self.waiter is not None and not self.waiter.done():
-            self.waiter.set_result(None)
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Take the transport."""
-        self._transport = transport  # type: ignore[assignment] # a protocol for streams gets a transport for streams
-        connection = transport.get_extra_info("socket")
-        if connection is not None:
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            for name, value in _KEEP_ALIVE_PROBES.items():
-                if (option := getattr(socket, name, None)) is not None:
-                    connection.setsockopt(socket.IPPROTO_TCP, option, value)
-
-    def data_received(self, data: bytes) -> None:
-        """Parse what came."""
-        if self._is_resting:
-            self.abort()  # nobody asked for this
-            return
-        self.has_received = True
-        self.last_activity = self._loop.time()
+    async def _ask_whether_alive(self) -> None:
+        """Tell a server that works in silence from one that is frozen: that answers nobody."""
         try:
-            self._parser.feed_data(data)
-        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
-            self._break(f"what it sent is not HTTP ({error})")
-        if not self.has_head:
-            self._head_len += len(data)
-            if self._head_len > _MAX_HEAD_BYTES:
-                self._break(f"it sent more than {_MAX_HEAD_BYTES} bytes of headers")
-        self.wake()
-
-    def _break(self, why: str) -> None:
-        self.failure = self.failure or why
-        self.abort()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Note why there will be nothing more."""
-        if exc is None and self.failure is None and self._ends_with_connection:
-            self.is_complete = True
-        if not self.is_complete and self.failure is None:
-            self.failure = "the connection was closed" if exc is None else _reason(exc)
-        self._is_kept_alive = False
-        self.wake()
-
-    @property
-    def _ends_with_connection(self) -> bool:
-        return self.has_head and not {"content-length", "transfer-encoding"} & self.headers.keys()
-
-    def on_message_begin(self) -> None:
-        """Forget the headers of an interim response; what follows a complete one is nothing that anybody asked for."""
-        if self.is_complete:
-            self._break("it sent more than it was asked for")
-        else:
-            self.headers = {}
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """Take a header."""
-        self.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
-
-    def on_headers_complete(self) -> None:
-        """Take the status."""
-        status = self._parser.get_status_code()
-        if status >= 200:
-            self.status, self.has_head = status, True
-
-    def on_body(self, body: bytes) -> None:
-        """Take a piece of the body."""
-        self.chunks.append(body)
-        self._num_buffered += len(body)
-        if self._num_buffered > _MAX_BUFFERED_BYTES and not self.is_paused and self._transport is not None:
-            self.is_paused = True
-            self._transport.pause_reading()
-
-    def on_message_complete(self) -> None:
-        """Note that the response is whole."""
-        if self.has_head:
-            self.is_complete = True
-            self._is_kept_alive = self._parser.should_keep_alive()
-            if self._keep is not None:
-                # not from within the parser, which would be asked for the next response
-                self._loop.call_soon(self._end_lingering)
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, ConnectionRefusedError):
-        return "the connection is refused"  # asyncio has words of its own
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+            if not await self._client.is_alive():
+                self._connection.give_up("it does not answer other requests either")
+        finally:
+            self._asking = None

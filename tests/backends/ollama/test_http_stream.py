@@ -6,9 +6,10 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack
+from typing import Literal
 
 import pytest
-from asking import until
+from asking import PATIENCE, until
 from fakes.ollama import CloseIdle, FakeOllama, Garbage, Pause, Reply
 from peer import CHUNKED, END, Caller, chunk, connecting, counted, listening, sending, whole
 
@@ -48,6 +49,48 @@ async def first_of(client: HttpStreamClient) -> StreamedResponse:
     response = await client.post(CHAT, BODY)
     assert await response.read()
     return response
+
+
+# --- a server that answers nobody ---
+
+
+@pytest.mark.parametrize("is_kept", [False, True])
+@pytest.mark.parametrize("where", ["request", 0, 1])
+async def test_a_frozen_server_is_not_waited_for(
+    daemon: FakeOllama, where: Literal["request"] | int, *, is_kept: bool
+) -> None:
+    async def is_alive() -> bool:
+        return False
+
+    client = HttpStreamClient(daemon.url, connect_timeout=5, silence_timeout=60, is_alive=is_alive, quiet_seconds=SHORT)
+    if is_kept:
+        await ask(client)
+    daemon.on(Pause(where), path=CHAT)
+
+    async with asyncio.timeout(PATIENCE):
+        with pytest.raises(ConnectionFailed, match="does not answer other requests either"):
+            await whole(await client.post(CHAT, BODY))
+
+    assert len(daemon.chats) == 1 + is_kept  # nothing was sent a second time
+    client.close()
+
+
+async def test_a_server_that_works_in_silence_is_waited_for(daemon: FakeOllama) -> None:
+    asked = asyncio.Semaphore(0)
+
+    async def is_alive() -> bool:
+        asked.release()
+        return True
+
+    client = HttpStreamClient(daemon.url, connect_timeout=5, silence_timeout=60, is_alive=is_alive, quiet_seconds=0.01)
+    rule = daemon.on(Pause(), path=CHAT)
+    waiting = asyncio.create_task(ask(client))
+    for _ in range(3):
+        await asyncio.wait_for(asked.acquire(), PATIENCE)
+    rule.release()
+
+    assert (await asyncio.wait_for(waiting, PATIENCE)).count(b"\n") == LAST
+    client.close()
 
 
 # --- kept connections ---
