@@ -22,6 +22,7 @@ from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSett
 from server.api.config import ApiConfig
 from server.backends.ollama.config import OllamaConfig
 from server.backends.ollama.host import daemon_url
+from server.core.duration import is_duration
 from server.core.errors import ConfigurationError, InvalidModelSpec
 from server.core.model_spec import parse_model_spec
 from server.pool.config import ModelConfig, PoolConfig
@@ -263,6 +264,9 @@ def _with_ollama_host(settings: Settings, environ: Mapping[str, str]) -> tuple[S
         daemon_url(url)
     except ConfigurationError as error:
         raise ConfigurationError(f"{place}: {error.message}") from error
+    if settings.ollama.keep_alive and not is_duration(settings.ollama.keep_alive):
+        shown = _shown(settings.ollama.keep_alive)
+        raise ConfigurationError(f"ollama.keep_alive: {shown} is not a duration; write 90s, 5m or, for ever, -1s.")
     return settings.model_copy(update={"ollama": replace(settings.ollama, url=url)}), is_host_used
 
 

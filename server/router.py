@@ -38,7 +38,8 @@ class RoutingConfig:
     Attributes:
         prefer: the backend that serves a model which both have, when the request does not name one.
         fallback: when a backend fails before the first token, the other one gets the request if it has the model and
-            the request did not name a backend; the response header x-llmspell-fallback names the one that failed.
+            the request did not name a backend; the response header x-llmspell-fallback names the one that failed,
+            unless a stream had to begin before.
 
     """
 
@@ -146,6 +147,9 @@ class ModelRouter:
         for index, backend in enumerate(candidates):
             if await backend.has_model(spec):
                 return Route(spec, (backend, *candidates[index + 1 :]), self._fallback)
+        for backend in candidates:  # the request is about to fail, so it may as well wait for a moment
+            if await backend.look_again() and await backend.has_model(spec):
+                return Route(spec, (backend,), self._fallback)
         for backend in candidates:
             if (refusal := backend.refusal(spec)) is not None:
                 raise refusal

@@ -224,3 +224,21 @@ def test_the_example_model_can_be_switched_on(tmp_path: Path) -> None:
     )
     models = load_text(f"{before}{section.removeprefix('# ')}{model}", tmp_path / "c.toml").settings.models
     assert [*models] == ["local/llama3.1:8b"]
+
+
+@pytest.mark.parametrize("duration", ["-1", "5 minutes", "5", "m"])
+def test_a_keep_alive_that_is_no_duration_is_told_at_start(duration: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"ollama\.keep_alive"):
+        load_settings({"ollama": {"keep_alive": duration}}, environ={})
+    assert load_settings({"ollama": {"keep_alive": "-1s"}}, environ={}).settings.ollama.keep_alive == "-1s"
+
+
+@pytest.mark.parametrize("host", ["localhost:5", ":5", "http://localhost:5/"])
+def test_ollamas_own_variable_says_where_its_daemon_is(host: str) -> None:
+    loaded = load_settings(environ={"OLLAMA_HOST": host})
+    assert loaded.settings.ollama.url == host
+    assert "OLLAMA_HOST" in loaded.source
+    ours = load_settings(environ={"OLLAMA_HOST": host, "LLMSPELL_OLLAMA__URL": "http://other:1"})
+    assert ours.settings.ollama.url == "http://other:1"
+    with pytest.raises(ConfigurationError, match="OLLAMA_HOST: "):
+        load_settings(environ={"OLLAMA_HOST": "ftp://x"})

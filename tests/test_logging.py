@@ -82,3 +82,12 @@ def test_lone_surrogates_and_strange_values_are_written() -> None:
     entry = json.loads(JsonFormatter().format(record("bad %s", "\udc80", value={1})))
     assert entry["message"] == "bad \udc80"
     assert entry["value"] == "{1}"
+
+
+def test_what_others_wrote_cannot_forge_a_line() -> None:
+    quoted = "x\n12:00:00 CRITICAL forged\r\x1b[31m\x85\u2028"
+    line = HumanFormatter().format(record("it said: %s", quoted))
+
+    assert len(line.splitlines()) == 1
+    assert line.isprintable()
+    assert r"x\n12:00:00 CRITICAL forged\r\x1b[31m\x85\u2028" in line

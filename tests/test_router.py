@@ -380,3 +380,18 @@ def test_preloaded_models_are_those_of_all_backends() -> None:
     second.preloaded_cards = [card("b")]
 
     assert [model.id for model in ModelRouter([first, second], {}).preloaded()] == ["local/b"]
+
+
+async def test_a_backend_that_is_back_is_noticed_by_the_request_that_needs_it() -> None:
+    class Returning(ScriptedBackend):
+        async def look_again(self) -> bool:
+            self.cards = [card("late", backend=BackendName.OLLAMA)]
+            return True
+
+    back = Returning(name=BackendName.OLLAMA, cards=[])
+    pool = llamacpp("a")
+    router = ModelRouter([back, pool], {})
+
+    assert await chosen(router, "a") == (pool, ModelSpec("a"))
+    assert back.cards == []  # nobody looked, because nobody needed it
+    assert await chosen(router, "late") == (back, ModelSpec("late"))

@@ -49,7 +49,8 @@ PARAMETERS_MEANING = """\
 *mapped*: the backend has the parameter, and it is passed on. *emulated*: the backend does not have it; this server does
 the same by other means. *listed*: it has no effect, and the response header `x-llmspell-ignored` names it. *refused*:
 the request is answered with 400 `unsupported_parameter`, naming it; with `[api] unsupported = "ignore"` it is listed
-instead (images are refused all the same). Values that ask for nothing, such as `null` or `"tools": []`, are fine
+instead (images are refused all the same). What a single model lacks, such as tools or thinking, its backend refuses in
+the same way, whatever that setting says. Values that ask for nothing, such as `null` or `"tools": []`, are fine
 everywhere."""
 PLACES = """\
 The file is the one that `--config` names, else the one that `LLMSPELL_CONFIG` names, else `config.toml` in the working

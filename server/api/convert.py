@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from server.api.config import ApiConfig
 from server.api.errors import invalid_body
 from server.api.schemas import ChatCompletionBody, WireContentPart, WireMessage, WireToolChoice
+from server.core.duration import is_duration
 from server.core.errors import InvalidRequest, UnsupportedParameter
 from server.core.model_spec import ModelSpec
 from server.core.request import (
@@ -44,8 +45,6 @@ _SAMPLING = (
     "seed",
     "ignore_eos",
 )
-# Go's syntax, which is Ollama's: https://pkg.go.dev/time#ParseDuration
-_DURATION = re.compile(r"[+-]?(0|([0-9]+(\.[0-9]*)?|\.[0-9]+)(ns|us|µs|μs|ms|s|m|h)){1,16}\Z")
 _LONGEST_SECONDS = 2**31
 
 
@@ -321,7 +320,7 @@ def _response_format(body: ChatCompletionBody) -> JsonObjectFormat | JsonSchemaF
 
 
 def _keep_alive(value: str | float | None) -> str | float | None:
-    if isinstance(value, str) and not _DURATION.match(value):
+    if isinstance(value, str) and not is_duration(value):
         raise InvalidRequest(
             f"Invalid value for 'keep_alive': {value[:64]!r} is not a duration; write seconds as a number, or a number "
             "with a unit, such as 90s, 5m or 1h30m.",

@@ -61,6 +61,7 @@ _NO_OPS: dict[str, tuple[object, ...]] = {
     "tools": ([],),
     "top_logprobs": (0,),
 }
+_NO_OPS_NESTED: dict[str, tuple[object, ...]] = {"include_obfuscation": (False,)}
 # Without these the answer is the same, and the response says that they were not honoured: no reason to refuse.
 _DISPENSABLE: dict[str, tuple[object, ...]] = {
     "service_tier": ("flex", "priority", "scale"),
@@ -190,7 +191,7 @@ def _unknown_paths(body: ChatCompletionBody) -> Iterator[str]:
         nested += [("response_format.", body.response_format)]
         nested += [("response_format.json_schema.", body.response_format.json_schema)]
     for prefix, model in nested:
-        yield from _extras(model, prefix)
+        yield from _extras(model, prefix, _NO_OPS_NESTED)
     for index, message in enumerate(body.messages):
         yield from _unknown_in_message(message, f"messages[{index}].")
 

@@ -82,6 +82,10 @@ class LlamaCppBackend:
         """Whether the pool has the model, in memory or not."""
         return self._pool.has_model(spec.model)
 
+    async def look_again(self) -> bool:
+        """Say that there is nothing to look for: the pool is never down."""
+        return False
+
     def refusal(self, spec: ModelSpec) -> LlmspellError | None:  # noqa: ARG002 - the port's signature
         """Know of no model that cannot be asked for: what is wrong with it, a request tells."""
         return None

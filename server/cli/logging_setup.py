@@ -48,6 +48,10 @@ class _RequestIdFilter(logging.Filter):
         return True
 
 
+_CONTROLS = (*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029)
+_ESCAPED = {code: repr(chr(code))[1:-1] for code in _CONTROLS}
+
+
 class HumanFormatter(logging.Formatter):
     """``12:34:56 INFO    message``, with the request's id in brackets where there is one."""
 
@@ -56,7 +60,8 @@ class HumanFormatter(logging.Formatter):
         request_id = getattr(record, "request_id", _NO_REQUEST)
         suffix = "" if request_id == _NO_REQUEST else f" [{request_id}]"
         clock = time.strftime("%H:%M:%S", time.localtime(record.created))
-        lines = [f"{clock} {record.levelname:7} {record.getMessage()}{suffix}"]
+        message = record.getMessage().translate(_ESCAPED)  # it may quote what somebody else wrote
+        lines = [f"{clock} {record.levelname:7} {message}{suffix}"]
         if record.exc_info:
             lines.append(self.formatException(record.exc_info))
         return "\n".join(lines)

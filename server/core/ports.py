@@ -100,10 +100,11 @@ class Backend(Protocol):
         ...
 
     async def has_model(self, spec: ModelSpec) -> bool:
-        """Whether the model can be served, as far as is known without a wait that a request would feel.
+        """Whether the model can be served, as far as is known without a wait that a request would feel."""
+        ...
 
-        A spec that names this backend is worth a wait.
-        """
+    async def look_again(self) -> bool:
+        """Look whether a backend that seemed to be down is back; return whether ``has_model`` is worth asking again."""
         ...
 
     def refusal(self, spec: ModelSpec) -> LlmspellError | None:

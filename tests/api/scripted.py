@@ -128,6 +128,9 @@ class ScriptedBackend:
     async def has_model(self, spec: ModelSpec) -> bool:
         return await self.model(spec.model) is not None
 
+    async def look_again(self) -> bool:
+        return False
+
     def refusal(self, spec: ModelSpec) -> LlmspellError | None:
         return self.refusals.get(spec.model)
 

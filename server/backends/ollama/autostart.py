@@ -27,6 +27,10 @@ _NUM_LAST_LINES = 20
 _MAX_LINE_LEN = 8192
 
 
+_RESTART_SECONDS = 5.0
+"""Least time from one start to the next."""
+
+
 class DaemonProcess:
     """``ollama serve``, started by this process and stopped by it.
 
@@ -63,19 +67,27 @@ class DaemonProcess:
         self._spawning: asyncio.Task[_Child] | None = None
         self._watching: asyncio.Task[None] | None = None
         self._is_stopping = False
+        self._began = 0.0
 
     async def start_if_absent(self) -> None:
         """Return when a daemon answers, or when it is clear that none will for now.
 
-        A caller that is cancelled leaves the start under way; ``stop`` ends it. Later calls join the first.
+        A caller that is cancelled leaves the start under way; ``stop`` ends it. Calls at the same time share one
+        start. A daemon that was started here and has ended is started again, but not at once.
         """
         if self._is_stopping:
             return
-        if self._starting is None:
+        if self._starting is None or (self._starting.done() and self._may_start_again()):
             self._starting = asyncio.create_task(self._start())
         await asyncio.wait([self._starting])
         if not self._starting.cancelled():
             self._starting.result()
+
+    def _may_start_again(self) -> bool:
+        spawned = self._spawning
+        if spawned is None or not spawned.done() or spawned.exception() is not None:
+            return False
+        return spawned.result().exited.done() and self._clock() - self._began >= _RESTART_SECONDS
 
     async def stop(self) -> None:
         """Stop what ``start_if_absent`` started, waiting for it if it is under way; then nothing is started again."""
@@ -95,7 +107,7 @@ class DaemonProcess:
         command = self._command()
         if command is None:
             return
-        began = self._clock()
+        self._began = began = self._clock()
         child = await self._spawn(command)
         if child is None:
             return

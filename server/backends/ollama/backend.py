@@ -70,7 +70,6 @@ class OllamaBackend:
         self._images = ImageFetcher(
             ImageLimits(config.max_image_bytes, config.image_timeout_seconds, config.allow_private_images)
         )
-        self._image_slots = asyncio.Semaphore(_MAX_IMAGES_AT_ONCE)
         self._process = DaemonProcess(self.url, config.autostart_timeout_seconds, self._answers, environ)
         self._starting: asyncio.Task[None] | None = None
 
@@ -127,11 +126,16 @@ class OllamaBackend:
         return await self._catalogue.card(found) if found is not None and self._is_allowed(found) else None
 
     async def has_model(self, spec: ModelSpec) -> bool:
-        """Whether the daemon has the model; only a spec that names the daemon waits for one that is down."""
-        if spec.backend is self.name:
-            await self._catalogue.look_again()
+        """Whether the daemon has the model, as far as is known without waiting for a daemon that is down."""
         found = await self._catalogue.find(spec.model)
         return found is not None and self._is_allowed(found)
+
+    async def look_again(self) -> bool:
+        """Ask a daemon that seems to be down, after waiting for one that is being started; say whether it is there."""
+        if self._config.autostart and self._catalogue.is_down:
+            await self._process.start_if_absent()
+        await self._catalogue.look_again()
+        return not self._catalogue.is_down
 
     def refusal(self, spec: ModelSpec) -> LlmspellError | None:
         """Say that the daemon is down, if it had the model or the spec names it, or that the model runs elsewhere."""
@@ -182,7 +186,8 @@ class OllamaBackend:
                 f"The messages show {len(images)} images; at most {self._config.max_images} are accepted.",
                 param=images[self._config.max_images].path,
             )
-        tasks = [asyncio.create_task(self._load_image(image)) for image in images]
+        slots = asyncio.Semaphore(_MAX_IMAGES_AT_ONCE)  # of this request: nobody waits for the URLs of somebody else
+        tasks = [asyncio.create_task(self._load_image(image, slots)) for image in images]
         try:
             return dict(await asyncio.gather(*tasks))
         finally:
@@ -190,8 +195,8 @@ class OllamaBackend:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _load_image(self, image: ImageInput) -> tuple[str, str]:
-        async with self._image_slots:
+    async def _load_image(self, image: ImageInput, slots: asyncio.Semaphore) -> tuple[str, str]:
+        async with slots:
             data = await self._images.load(image.url, image.path)
         return image.path, base64.b64encode(data).decode()
 

@@ -124,6 +124,7 @@ class Catalogue:
     async def cards(self, accept: Callable[[DaemonModel], bool]) -> Sequence[ModelCard]:
         """Describe the models that ``accept`` lets through; what the daemon is slow to tell of them is left out."""
         await self._keep_fresh()
+        await self.look_again()
         if not self.is_down and self._age > _MISS_SECONDS:
             await self.refresh()
         if self.is_down:

@@ -102,21 +102,25 @@ class ChatDecoder:
         self._num_calls += 1
 
     def _finish(self, entry: Mapping[str, Any], events: list[Event]) -> None:
-        if self._is_forced and not self._add_forced_call(events):
+        is_cut = entry.get("done_reason") == "length"
+        if self._is_forced and not self._add_forced_call(events, is_cut=is_cut):
             return
-        reason = FinishReason.LENGTH if entry.get("done_reason") == "length" else FinishReason.STOP
+        reason = FinishReason.LENGTH if is_cut else FinishReason.STOP
         if self._num_calls:
             reason = FinishReason.TOOL_CALLS
         events += [ChoiceFinished(self._index, reason), Finished(_usage(entry), _timings(entry))]
         self.is_over = True
 
-    def _add_forced_call(self, events: list[Event]) -> bool:
+    def _add_forced_call(self, events: list[Event], *, is_cut: bool) -> bool:
+        """Add the call that the text is; a text that was cut off is none, and no failure."""
         text = "".join(self._forced_text)
-        if (call := parse_forced_call(text, self._request)) is None:
+        call = parse_forced_call(text, self._request)
+        if call is None and is_cut:
+            return True
+        if call is None:
             shown = repr(text[:_MAX_SHOWN])
             error = BackendError(
-                f"The model did not make the call that tool_choice asks for, but wrote {shown}; try again, with a "
-                "higher max_tokens if the text was cut off."
+                f"The model did not make the call that tool_choice asks for, but wrote {shown}; try again."
             )
             self._fail(error, events)
             return False
@@ -153,7 +157,8 @@ def _logprob(token: Mapping[str, Any], top: tuple[TokenLogprob, ...] = ()) -> To
 
 def _usage(entry: Mapping[str, Any]) -> Usage:
     return Usage(
-        prompt_tokens=int(entry.get("prompt_eval_count") or 0), completion_tokens=int(entry.get("eval_count") or 0)
+        prompt_tokens=max(0, int(entry.get("prompt_eval_count") or 0)),
+        completion_tokens=max(0, int(entry.get("eval_count") or 0)),
     )
 
 

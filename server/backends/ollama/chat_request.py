@@ -95,6 +95,8 @@ def chat_body(request: ChatRequest, model: str, images: Images, keep_alive: str)
         "stream": True,
         # the daemon would drop the oldest messages until the rest fits, and say nothing
         "truncate": False,
+        # nor is it to drop the beginning while the completion grows: the completion ends with the context
+        "shift": False,
         "options": _options(request),
     }
     if request.tools and request.tool_choice.mode is ToolChoiceMode.AUTO:

@@ -6,6 +6,7 @@ https://docs.ollama.com/api describes the endpoints.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -16,7 +17,10 @@ import httpx
 import orjson
 
 from server.backends.ollama.daemon_errors import error_of_response, garbled, unreachable
-from server.core.errors import BackendError, LlmspellError
+from server.core.errors import BackendError, InvalidModelSpec, LlmspellError
+from server.core.model_spec import parse_model_spec
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +78,7 @@ class Daemon:
         """
         answer = await self._ask("GET", "/api/tags")
         try:
-            return [_model(row) for row in answer["models"] or ()]
+            return [model for row in answer["models"] or () if (model := _model(row)) is not None]
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise garbled(f"its list of models has no {error}") from error
 
@@ -113,7 +117,10 @@ class Daemon:
             LlmspellError: the daemon cannot load it.
 
         """
-        body = {"model": name, "stream": False} | ({} if keep_alive is None else {"keep_alive": keep_alive})
+        # a model is loaded for shifting contexts or not, and would be loaded anew for the first chat
+        body = {"model": name, "stream": False, "shift": False} | (
+            {} if keep_alive is None else {"keep_alive": keep_alive}
+        )
         await self._ask("POST", "/api/generate", body, model=name, is_patient=True)
 
     async def unload(self, name: str) -> None:
@@ -180,18 +187,30 @@ def _describe(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
-def _model(row: Mapping[str, Any]) -> DaemonModel:
-    name = str(row.get("model") or row["name"])
+def _model(row: Mapping[str, Any]) -> DaemonModel | None:
+    """Read a row of the list; ``None`` for a name that no spec can stand for."""
+    name = row.get("model") or row.get("name")
+    if not isinstance(name, str) or not _can_be_named(name):
+        _log.debug("the Ollama daemon has a model that cannot be named in requests: %r", name)
+        return None
     details = row.get("details")
     values = details if isinstance(details, dict) else {}
     return DaemonModel(
         name=name,
         digest=str(row.get("digest") or name),
-        size_bytes=int(row.get("size") or 0),
+        size_bytes=_positive(row.get("size")) or 0,
         modified_at=_unix_time(row.get("modified_at")),
         details=ModelDetails(_positive(values.get("context_length")), _strings(row.get("capabilities"))),
         remote_host=str(row["remote_host"]) if row.get("remote_host") else None,
     )
+
+
+def _can_be_named(name: str) -> bool:
+    try:
+        spec = parse_model_spec(f"local/{name}")
+    except InvalidModelSpec:
+        return False
+    return spec.model == name and spec.backend is None
 
 
 def _unix_time(text: object) -> int:

@@ -156,6 +156,13 @@ _MEANINGS: tuple[tuple[tuple[str, ...], Callable[[str], LlmspellError]], ...] = 
     (("does not support tools",), _unsupported("tools")),
     (("logprobs is not supported",), _unsupported("logprobs")),
     (("failed to parse tools",), _invalid("tools")),
+    (
+        ("invalid tool call arguments",),
+        lambda message: InvalidRequest(
+            f"A function call ended too early at Ollama ({message}); raise max_tokens, or leave it out.",
+            param="max_tokens",
+        ),
+    ),
     (("does not support chat", "does not support completion"), _invalid("model")),
     (
         ("does not support image", "does not support vision", "image input is not supported", "multimodal data"),

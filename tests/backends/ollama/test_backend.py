@@ -76,6 +76,7 @@ async def test_an_answer(daemon: FakeOllama, backend: OllamaBackend) -> None:
         "messages": [{"role": "user", "content": "Hi"}],
         "stream": True,
         "truncate": False,
+        "shift": False,
         "options": {"num_predict": 50},
     }
 

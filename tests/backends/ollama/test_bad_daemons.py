@@ -122,7 +122,6 @@ TAGS_FAULTS: dict[str, Action] = {
     "no models": Answer(200, body="{}"),
     "models that are no list": Answer(200, body='{"models": 5}'),
     "models that are no objects": Answer(200, body='{"models": ["demo"]}'),
-    "models without names": Answer(200, body='{"models": [{}]}'),
     "a size that is none": Answer(200, body='{"models": [{"name": "demo", "size": Infinity}]}'),
     "deep JSON": Answer(200, body="[" * 100_000),
     "a wrong encoding": Answer(200, headers={"Content-Encoding": "gzip"}, body="plain"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 
@@ -250,6 +251,25 @@ async def test_a_daemon_that_comes_back(
     assert "does not answer" in said[-2]
     assert "answers" in said[-1]
     assert len(said) == 3
+
+
+async def test_a_list_of_a_daemon_that_is_back_has_its_models_at_once(daemon: FakeOllama, clock: Clock) -> None:
+    async with catalogue_of(daemon.url, clock) as catalogue:
+        daemon.stop()
+        assert await catalogue.cards(anything) == []
+        daemon.start()
+        clock.now += 1.5
+
+        assert await catalogue.cards(anything)
+
+
+async def test_names_that_no_request_can_give_are_left_out(clock: Clock) -> None:
+    odd = ("a\r\nX: 1", "x@y", "a" * 300, "../up")
+    with FakeOllama(FakeModel("fine")) as daemon:
+        rows = [{"name": name, "model": name} for name in (*odd, "fine:latest")]
+        daemon.on(Answer(body=json.dumps({"models": [{}, {"name": 5}, *rows]})), path=TAGS, times=None)
+        async with catalogue_of(daemon.url, clock) as catalogue:
+            assert [card.model for card in await catalogue.cards(anything)] == ["fine:latest"]
 
 
 async def test_a_reported_failure_counts(daemon: FakeOllama, catalogue: Catalogue) -> None:

@@ -111,12 +111,19 @@ def test_a_forced_call_is_read_from_the_text() -> None:
     ],
 )
 def test_a_forced_call_that_is_none_fails(text: str) -> None:
-    events = events_of(line(text), last_line("length"), request=FORCED)
+    events = events_of(line(text), last_line(), request=FORCED)
 
     assert [type(event) for event in events] == [Failed]
     assert "tool_choice" in failure(events).message
-    assert "max_tokens" in failure(events).message
     assert len(failure(events).message) < 1000
+
+
+def test_a_forced_call_that_is_cut_off_ends_by_its_length() -> None:
+    events = events_of(line('{"name":"weather","arguments":{"city":'), last_line("length"), request=FORCED)
+
+    assert [type(event) for event in events] == [ChoiceFinished, Finished]
+    assert isinstance(events[0], ChoiceFinished)
+    assert events[0].reason is FinishReason.LENGTH
 
 
 def test_a_forced_call_is_one_of_the_named_function() -> None:

@@ -55,6 +55,7 @@ def test_a_plain_request_leaves_everything_to_the_model() -> None:
         "messages": [{"role": "user", "content": "Hi"}],
         "stream": True,
         "truncate": False,
+        "shift": False,
         "options": {},
     }
 

@@ -86,7 +86,7 @@ SENTENCES: list[tuple[int, bytes, type[LlmspellError], str | None]] = [
     (500, plain('option "num_predict" must be of type integer'), BackendError, None),
     (500, plain(EOF), BackendError, None),
     (500, plain(NO_PARSE), BackendError, None),
-    (500, plain(BAD_CALL), BackendError, None),
+    (500, plain(BAD_CALL), InvalidRequest, "max_tokens"),
     (500, nested(500, "tools param requires --jinja flag", "server_error"), BackendError, None),
     (401, plain("unauthorized"), BackendError, None),
     (403, plain("ollama cloud is disabled: remote model is unavailable"), BackendError, None),

@@ -56,10 +56,23 @@ def test_definitions_move_to_the_root(keyword: str) -> None:
     for tools in ((located("x"),), (located("x"), located("y"), TIME)):
         wanted = forced_call_format(forced(*tools))
 
-        assert set(wanted[keyword]) == {"x", "y"} & {tool.name[-1] for tool in tools}
+        prefixes = ("0_", "1_") if len(tools) > 1 else ("",)
+        assert set(wanted[keyword]) == {prefix + name for prefix, name in zip(prefixes, ("x", "y"), strict=False)}
         call: dict[str, Any] = {"name": "call_x", "arguments": {"a": "x"}}
         assert not list(complaints(call, wanted, wanted))
-        assert wanted[keyword]["x"] == {"type": "string", "enum": ["x"]}
+        assert wanted[keyword][f"{prefixes[0]}x"] == {"type": "string", "enum": ["x"]}
+
+
+def test_tools_do_not_mix_up_their_definitions() -> None:
+    def tool(name: str, kind: str) -> Tool:
+        parameters = {"properties": {"a": {"$ref": "#/$defs/A"}}, "required": ["a"], "$defs": {"A": {"type": kind}}}
+        return Tool(name, None, {"type": "object", **parameters})
+
+    wanted = forced_call_format(forced(tool("f", "string"), tool("g", "integer")))
+
+    assert wanted["$defs"] == {"0_A": {"type": "string"}, "1_A": {"type": "integer"}}
+    arguments = [call["properties"]["arguments"]["properties"] for call in wanted["anyOf"]]
+    assert arguments == [{"a": {"$ref": "#/$defs/0_A"}}, {"a": {"$ref": "#/$defs/1_A"}}]
 
 
 @pytest.mark.parametrize("odd", [None, 5, [], "text"])

@@ -279,3 +279,8 @@ async def test_one_transport_serves_all(site: Site) -> None:
     fetcher = ImageFetcher(LIMITS)
     assert await asyncio.gather(*(fetcher.load(site.url("/"), PARAM) for _ in range(5))) == [PNG] * 5
     await fetcher.aclose()
+
+
+def test_a_data_url_of_escapes_is_refused_before_they_are_undone() -> None:
+    with pytest.raises(InvalidRequest, match="escapes"):
+        decode_data_url("data:image/png;base64," + "%41" * 1_000_001, PARAM, LIMITS)
