@@ -12,8 +12,8 @@ import httpx
 
 from server.backends.ollama.breaker import CircuitBreaker
 from server.backends.ollama.daemon import Daemon, DaemonModel, ModelDetails
-from server.backends.ollama.daemon_errors import unreachable
-from server.core.errors import LlmspellError
+from server.backends.ollama.daemon_errors import RETRY_SECONDS, unreachable
+from server.core.errors import BackendError, LlmspellError
 from server.core.model_spec import BackendName, equivalent_names
 from server.core.ports import ModelCard, ModelState
 
@@ -58,6 +58,7 @@ class Catalogue:
         self._running: frozenset[str] = frozenset()
         self._running_asked_at = float("-inf")
         self._was_slow = False
+        self._is_something_else = False
         self.breaker = CircuitBreaker()
 
     async def find(self, name: str) -> DaemonModel | None:
@@ -105,7 +106,10 @@ class Catalogue:
 
     def outage_error(self) -> LlmspellError:
         """Build the error for a request that needs the daemon while it is down."""
-        return unreachable(self._daemon.url, self.breaker.reason or "it was down a moment ago")
+        reason = self.breaker.reason or "it was down a moment ago"
+        if self._is_something_else:
+            return BackendError(reason, retry_after=RETRY_SECONDS)
+        return unreachable(self._daemon.url, reason)
 
     def report_failure(self, reason: str) -> None:
         """Note that the daemon could not be reached."""
@@ -114,6 +118,7 @@ class Catalogue:
             level = logging.INFO if self._list is _NOTHING else logging.WARNING
             _log.log(level, "the Ollama daemon at %s does not answer: %s", self._daemon.url, reason)
         self.breaker.fail(reason, self._clock())
+        self._is_something_else = False
 
     def forget(self, model: DaemonModel) -> None:
         """Note that the daemon does not have a model after all."""
@@ -194,6 +199,7 @@ class Catalogue:
             self._list = replace(self._list, asked_at=asked_at)
             return
         self.report_failure(self._daemon.reason_of(error))
+        self._is_something_else = self._daemon.is_something_else(error)
 
     async def _refresh_running(self) -> None:
         if self._clock() - self._running_asked_at > _STATES_SECONDS:

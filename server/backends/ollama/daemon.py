@@ -47,6 +47,9 @@ class DaemonModel:
     remote_host: str | None = None
 
 
+_UNREACHABLE = (httpx.HTTPError, httpx.InvalidURL, TimeoutError)
+
+
 class Daemon:
     """One Ollama daemon."""
 
@@ -135,7 +138,11 @@ class Daemon:
     def reason_of(self, error: LlmspellError) -> str:
         """Return in a few words why a question failed."""
         cause = error.__cause__
-        return error.message if cause is None else _describe(cause)
+        return _describe(cause) if isinstance(cause, _UNREACHABLE) else error.message
+
+    def is_something_else(self, error: LlmspellError) -> bool:
+        """Whether a question failed because something answers, but not as Ollama does."""
+        return not isinstance(error.__cause__, _UNREACHABLE)
 
     async def close(self) -> None:
         """Close the connections."""
@@ -160,7 +167,7 @@ class Daemon:
                 response = await self._client.request(
                     method, path, json=body, timeout=httpx.Timeout(limit, connect=self._connect_timeout)
                 )
-        except (httpx.HTTPError, httpx.InvalidURL, TimeoutError) as error:
+        except _UNREACHABLE as error:
             raise unreachable(self.url, _describe(error)) from error
         if response.status_code != HTTPStatus.OK:
             raise error_of_response(response.status_code, response.headers, response.content, model)

@@ -20,7 +20,7 @@ from server.core.model_spec import ModelSpec
 from server.core.ports import EventStream
 from server.core.request import ChatRequest, Message, Role, Tool
 
-PATIENCE = 10.0
+PATIENCE = 60.0
 HELLO = (Message(Role.USER, "Hi"),)
 CITY = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
 WEATHER = Tool("weather", "How it is outside", CITY)

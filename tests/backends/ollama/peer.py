@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from server.backends.ollama.http_stream import HttpStreamClient, StreamedResponse
 
-PATIENCE = 10.0
+PATIENCE = 30.0
 CHUNKED = b"HTTP/1.1 200 OK\r\ncontent-type: application/x-ndjson\r\ntransfer-encoding: chunked\r\n\r\n"
 END = b"0\r\n\r\n"
 
