@@ -87,7 +87,7 @@ def fake() -> Iterator[FakeOllama]:
         reply=speak,
     ) as daemon:
         daemon.on(Pause(4), model="spell-endless", path="/api/chat", times=None)
-        daemon.on(Pause("load"), model="spell-stuck", path="/api/chat", times=None)
+        daemon.on(Pause("request"), model="spell-stuck", path="/api/chat", times=None)
         yield daemon
 
 
