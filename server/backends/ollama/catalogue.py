@@ -43,7 +43,7 @@ class Catalogue:
     """The daemon's models.
 
     Lists are refreshed in the background while they are used; only who looks for a model that is not on the list, or
-    asks first, waits for the daemon. While the daemon is down nobody waits.
+    asks first, waits for the daemon. While the daemon is down only who needs it waits, for one question a second.
     """
 
     def __init__(self, daemon: Daemon, cache_seconds: float, clock: Callable[[], float]) -> None:
