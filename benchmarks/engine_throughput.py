@@ -23,7 +23,7 @@ from server.core.events import Failed, Finished
 from server.core.request import SamplingParameters
 from server.engine.engine import Delivery, Engine
 from server.engine.sequence import GenerationRequest
-from server.llama.model import ContextOptions, LlamaModel
+from server.llama.model import ContextOptions, LlamaModel, LoadOptions
 from server.llama.runner import LlamaRunner
 
 P = ParamSpec("P")
@@ -91,7 +91,7 @@ def in_own_thread(work: Callable[P, float], *arguments: P.args, **keywords: P.kw
 
 def measure(path: Path, num_streams: int, num_tokens: int, num_rounds: int) -> None:
     """Print one row of the table for each way of sampling."""
-    model = LlamaModel.load(path, n_gpu_layers=-1)
+    model = LlamaModel.load(path, LoadOptions(gpu_layers=-1, use_mmap=True, use_mlock=False), lambda _: True)
     num_cells = max(num_streams * (PROMPT_LEN + num_tokens + 2), 256)
     runner = LlamaRunner(model, ContextOptions(num_streams, num_cells, num_cells, 512))
     numbers = np.random.default_rng(0)

@@ -18,7 +18,7 @@ from server_process import chat_body, running_server, stream
 from server.chat.template import CHATML, ChatTemplate
 from server.core.batch import Chunk
 from server.core.request import Message, Role
-from server.llama.model import ContextOptions, LlamaModel
+from server.llama.model import ContextOptions, LlamaModel, LoadOptions
 from server.llama.runner import LlamaRunner
 
 
@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("model", type=Path, help="a GGUF file with ChatML tokens")
     parser.add_argument("--rounds", type=int, default=30)
     arguments = parser.parse_args()
-    model = LlamaModel.load(arguments.model, n_gpu_layers=-1)
+    model = LlamaModel.load(arguments.model, LoadOptions(gpu_layers=-1, use_mmap=True, use_mlock=False), lambda _: True)
     runner = LlamaRunner(model, ContextOptions(1, 512, 512, 512))
     template = ChatTemplate(model.chat_template or CHATML, bos_text="", eos_text="", control_texts=(), now=datetime.now)
     served, bare, num_tokens = [], [], 0

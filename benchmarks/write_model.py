@@ -1,4 +1,8 @@
-"""Writes the random-weight model that the benchmarks run: 272M parameters with a vocabulary of 151 936 tokens."""
+"""Writes the random-weight models that the benchmarks run.
+
+Without a flag, 272M parameters with a vocabulary of 151 936 tokens; ``--7b`` and ``--8b`` are the shapes of Mistral 7B
+and Llama 3.1 8B at Q4_K_M.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +11,18 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
 
-from gguf_shapes import EIGHT_BILLION, QUARTER_BILLION, write_llama
+from gguf_shapes import EIGHT_BILLION, QUARTER_BILLION, SEVEN_BILLION, write_llama
+
+SHAPES = {"--7b": SEVEN_BILLION, "--8b": EIGHT_BILLION}
 
 
 def main() -> None:
-    """Write ``FILE``; with ``--8b``, an 8B shape at Q4_K instead."""
-    arguments = sys.argv[1:]
-    shape = EIGHT_BILLION if "--8b" in arguments else QUARTER_BILLION
-    files = [argument for argument in arguments if argument != "--8b"]
-    if len(files) != 1:
-        sys.exit("usage: write_model.py [--8b] FILE.gguf")
-    write_llama(Path(files[0]), shape)
+    """Write ``FILE``."""
+    flags = [argument for argument in sys.argv[1:] if argument in SHAPES]
+    files = [argument for argument in sys.argv[1:] if argument not in SHAPES]
+    if len(files) != 1 or len(flags) > 1:
+        sys.exit("usage: write_model.py [--7b|--8b] FILE.gguf")
+    write_llama(Path(files[0]), SHAPES[flags[0]] if flags else QUARTER_BILLION)
 
 
 if __name__ == "__main__":

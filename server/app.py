@@ -11,9 +11,10 @@ from fastapi import FastAPI
 from server.api.application import create_api
 from server.backends.llamacpp import LlamaCppBackend
 from server.backends.ollama.backend import OllamaBackend
-from server.config import Settings, inherited_environment
+from server.config import Settings, cache_directory, inherited_environment
 from server.core.model_spec import parse_model_spec
 from server.core.ports import Backend
+from server.pool.footprint_file import FootprintFile
 from server.pool.pool import Pool
 from server.router import ModelRouter
 
@@ -37,7 +38,8 @@ def create_application(settings: Settings) -> Application:
 
     """
     models = {parse_model_spec(spec).model: config for spec, config in settings.models.items()}
-    pool = Pool(models, settings.llamacpp)
+    footprints = FootprintFile(cache_directory() / "footprints.json")
+    pool = Pool(models, settings.llamacpp, footprints=footprints)
     backends: list[Backend] = [LlamaCppBackend(pool)]
     ollama = OllamaBackend(settings.ollama, inherited_environment()) if settings.ollama.enabled else None
     if ollama is not None:
@@ -55,4 +57,4 @@ def create_application(settings: Settings) -> Application:
             if ollama is not None:
                 await ollama.aclose()
 
-    return Application(create_api(router, settings.api, lifespan), pool.preload)
+    return Application(create_api(router, settings.api, lifespan, residency=pool), pool.preload)

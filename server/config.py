@@ -11,18 +11,18 @@ import os
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
-from enum import StrEnum
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_type_hints
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, ValidationError
 from pydantic_core import from_json
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from server.api.config import ApiConfig
 from server.backends.ollama.config import OllamaConfig
 from server.backends.ollama.host import daemon_url
-from server.core.duration import is_duration
+from server.config_values import NotAllowed, in_words, read_text, read_value
+from server.core.duration import Duration, duration_seconds
 from server.core.errors import ConfigurationError, InvalidModelSpec
 from server.core.model_spec import parse_model_spec
 from server.pool.config import ModelConfig, PoolConfig
@@ -126,6 +126,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "api.max_stop_len": (1, 65536),
     "api.max_logit_bias": (0, 300_000),
     "api.keep_alive_comment_seconds": (0, 3600),
+    "api.loading_comment_seconds": (0, 3600),
     "api.send_timeout_seconds": (1, 86400),
     "ollama.autostart_timeout_seconds": (1, 3600),
     "ollama.connect_timeout_seconds": (0.01, 60),
@@ -135,6 +136,8 @@ _RANGES: dict[str, tuple[float, float]] = {
     "ollama.max_images": (0, 1024),
     "ollama.max_image_bytes": (1024, 2**30),
     "ollama.image_timeout_seconds": (0.1, 600),
+    "llamacpp.longest_wait_seconds": (0, 3600),
+    "llamacpp.ttft_target_ms": (0, 600_000),
     "llamacpp.max_sequences": (1, 256),
     "llamacpp.queue_size": (0, 100_000),
     "llamacpp.batch_size": (32, 65536),
@@ -144,7 +147,11 @@ _RANGES: dict[str, tuple[float, float]] = {
     "models.*.kv_cells": (0, 2**26),
     "models.*.n_gpu_layers": (-1, 10_000),
     "models.*.max_sequences": (0, 256),
+    "models.*.ttft_target_ms": (-1, 600_000),
+    "models.*.threads": (0, 1024),
+    "models.*.main_gpu": (0, 63),
 }
+_NOT_ZERO = ("llamacpp.load_timeout",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,38 +176,42 @@ class Key:
     @property
     def allowed(self) -> str:
         """What a value may be, in words."""
-        if choices := _choices(self.type):
-            return "one of " + ", ".join(f'"{choice}"' for choice in choices)
-        noun = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}[self.type]
-        if self.limits is None:
-            return noun
-        low, high = self.limits
-        return f"{noun} from {low:g} to {high:.15g}"
+        words = in_words(self.type)
+        if self.limits is not None:
+            low, high = self.limits
+            words += f" from {low:g} to {high:.15g}"
+        if self.path in _NOT_ZERO:
+            words += ", but not 0"
+        return f"empty, or {words}" if self._may_be_empty else words
 
     def accept(self, value: object, *, text: bool = False) -> Any:  # noqa: ANN401 - typed by ``type``
         """Return ``value`` in the key's type; ``text`` says that it is text which stands for the value.
 
         Raises:
-            ValueError: the value is of the wrong type or out of range.
+            NotAllowed: the value is of the wrong type or out of range.
 
         """
-        adapter = TypeAdapter(self.type)
-        if text:
-            accepted = adapter.validate_strings(value)
-        else:
-            is_enum = isinstance(self.type, type) and issubclass(self.type, StrEnum)
-            accepted = adapter.validate_python(value, strict=not is_enum)
-        if self.limits and not self.limits[0] <= accepted <= self.limits[1]:
-            raise ValueError(self.allowed)
+        if self._may_be_empty and value == "":
+            return self.default
+        try:
+            accepted = read_text(self.type, str(value)) if text else read_value(self.type, value)
+        except NotAllowed:
+            raise
+        except ValueError as error:
+            raise NotAllowed(value, self.allowed) from error
+        if not self._is_in_range(accepted):
+            raise NotAllowed(value, self.allowed)
         return accepted
 
+    @property
+    def _may_be_empty(self) -> bool:
+        """Whether it is a duration that can be left unsaid."""
+        return self.type is Duration and self.default == ""
 
-def _choices(kind: Any) -> tuple[str, ...]:  # noqa: ANN401 - a type, or a Literal
-    if get_origin(kind) is Literal:
-        return get_args(kind)
-    if isinstance(kind, type) and issubclass(kind, StrEnum):
-        return tuple(kind)
-    return ()
+    def _is_in_range(self, value: Any) -> bool:  # noqa: ANN401 - typed by ``type``
+        if self.path in _NOT_ZERO and duration_seconds(value) == 0:
+            return False
+        return self.limits is None or isinstance(value, str) or self.limits[0] <= value <= self.limits[1]
 
 
 def _keys() -> Iterator[Key]:
@@ -264,9 +275,6 @@ def _with_ollama_host(settings: Settings, environ: Mapping[str, str]) -> tuple[S
         daemon_url(url)
     except ConfigurationError as error:
         raise ConfigurationError(f"{place}: {error.message}") from error
-    if settings.ollama.keep_alive and not is_duration(settings.ollama.keep_alive):
-        shown = _shown(settings.ollama.keep_alive)
-        raise ConfigurationError(f"ollama.keep_alive: {shown} is not a duration; write 90s, 5m or, for ever, -1s.")
     return settings.model_copy(update={"ollama": replace(settings.ollama, url=url)}), is_host_used
 
 
@@ -281,9 +289,26 @@ def find_config_path(config_path: Path | None, environ: Mapping[str, str] = os.e
         return _existing(config_path, "--config")
     if named := environ.get(CONFIG_VARIABLE):
         return _existing(Path(named).expanduser(), CONFIG_VARIABLE)
-    user_directory = environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
-    candidates = (Path("config.toml"), Path(user_directory, "llmspell", "config.toml"))
+    candidates = (Path("config.toml"), _user_directory(environ, "XDG_CONFIG_HOME", ".config") / "config.toml")
     return next((path.absolute() for path in candidates if path.is_file()), None)
+
+
+def cache_directory(environ: Mapping[str, str] = os.environ) -> Path:
+    """Return where to keep what can be found out again: ``$XDG_CACHE_HOME`` or ``~/.cache``, then ``llmspell``.
+
+    It may not exist, and it may not be possible to make it.
+    """
+    return _user_directory(environ, "XDG_CACHE_HOME", ".cache").absolute()
+
+
+def _user_directory(environ: Mapping[str, str], variable: str, default: str) -> Path:
+    if named := environ.get(variable):
+        return Path(named, "llmspell")
+    try:
+        home = Path.home()
+    except RuntimeError:
+        home = Path("/")  # what container runtimes give a user without an entry
+    return home / default / "llmspell"
 
 
 def _existing(path: Path, asked_by: str) -> Path:
@@ -403,8 +428,9 @@ def _checked_alias(alias: str, spec: object, place: str) -> str:
 def _accepted(key: Key, value: object, place: str, *, text: bool = False) -> Any:  # noqa: ANN401 - typed by ``key``
     try:
         return key.accept(value, text=text)
-    except ValueError as error:
-        raise ConfigurationError(f"{place}: {_shown(value)} is not allowed; it must be {key.allowed}.") from error
+    except NotAllowed as error:
+        shown = _shown(error.value)
+        raise ConfigurationError(f"{place}{error.part}: {shown} is not allowed; it must be {error.allowed}.") from error
 
 
 def _require_table(value: object, place: str, shown: str) -> None:

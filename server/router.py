@@ -19,7 +19,7 @@ from server.core.errors import (
 )
 from server.core.events import Event, Failed, Started
 from server.core.model_spec import BackendName, ModelSpec, equivalent_names, is_hugging_face, parse_model_spec
-from server.core.ports import Backend, EventStream, ModelCard
+from server.core.ports import Backend, EventStream, ModelCard, PreloadedModel
 from server.core.request import ChatRequest
 
 _MAX_SUGGESTIONS = 3
@@ -81,8 +81,15 @@ class Route:
         """The backend of choice."""
         return self.backends[0]
 
-    async def open(self, request: ChatRequest, accepts: Accepts) -> OpenedAnswer:
+    async def open(
+        self, request: ChatRequest, accepts: Accepts, asking: Callable[[Backend], object] | None = None
+    ) -> OpenedAnswer:
         """Ask for an answer and wait for its first output; another backend that accepts the request may take over.
+
+        Args:
+            request: what is asked.
+            accepts: whether a backend honours all of it.
+            asking: is told of each backend when its turn comes.
 
         Raises:
             LlmspellError: the request is refused, or failed before any output.
@@ -91,6 +98,8 @@ class Route:
         backend, others = self.backend, list(self.backends[1:])
         failed: BackendName | None = None
         while True:
+            if asking is not None:
+                asking(backend)
             try:
                 stream, early = await _open(backend, request)
             except LlmspellError as error:
@@ -133,6 +142,15 @@ class ModelRouter:
         self._fallback = config.fallback
         self._aliases = {alias: _check_alias(alias, target, aliases) for alias, target in aliases.items()}
 
+    def spec(self, text: str) -> ModelSpec:
+        """Return the spec that a text is or, as an alias, stands for.
+
+        Raises:
+            InvalidModelSpec: the text is neither an alias nor a spec.
+
+        """
+        return self._aliases.get(text) or parse_model_spec(text)
+
     async def route(self, text: str) -> Route:
         """Find the backend for a spec or alias: the one it names, else the first that has the model.
 
@@ -142,7 +160,7 @@ class ModelRouter:
             LlmspellError: the backend that had the model is down.
 
         """
-        spec = self._aliases.get(text) or parse_model_spec(text)
+        spec = self.spec(text)
         candidates = self._candidates(spec)
         for index, backend in enumerate(candidates):
             if await backend.has_model(spec):
@@ -184,10 +202,10 @@ class ModelRouter:
         suffix = "" if first.backend is route.backend else f"@{card.backend.value}"
         return ListedModel(f"local/{card.model}{suffix}", card)
 
-    def preloaded(self) -> Sequence[ListedModel]:
-        """List the models that must be in memory before the server is ready."""
-        cards = chain.from_iterable(backend.preloaded() for backend in self._backends)
-        return [ListedModel(f"local/{card.model}", card) for card in cards]
+    def preloaded(self) -> Mapping[str, PreloadedModel]:
+        """Return the models that must have been in memory before the server is ready, by their specs."""
+        preloaded = chain.from_iterable(backend.preloaded() for backend in self._backends)
+        return {f"local/{model.card.model}": model for model in preloaded}
 
     def _candidates(self, spec: ModelSpec) -> Sequence[Backend]:
         if spec.backend is None:

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from server import __version__
 from server.cli import app
 from server.cli.http_server import base_url, bind
-from server.cli.serve import model_name, models_from_arguments
+from server.cli.serve import demo_model_path, load_with_models, model_name, models_from_arguments
 from server.config import ServerConfig
 from server.core.errors import ConfigurationError
 from server.core.model_spec import parse_model_spec
@@ -105,6 +105,36 @@ def test_a_file_is_served_under_its_stem(tmp_path: Path, monkeypatch: pytest.Mon
         "local/Qwen3-4B.Q4_K_M": {"path": str(tmp_path / "Qwen3-4B.Q4_K_M.gguf"), "preload": True},
         "local/phi3:3.8b": {"preload": True},
     }
+
+
+def test_models_of_the_flags_are_loaded_at_start_and_those_of_the_file_by_the_first_request(tmp_path: Path) -> None:
+    files = {name: tmp_path / f"{name}.gguf" for name in ("listed", "asked-for", "ready", "one", "two")}
+    for path in files.values():
+        path.touch()
+    config = tmp_path / "config.toml"
+    config.write_text(
+        "[models.listed]\npath = 'listed.gguf'\n"
+        "[models.asked-for]\npath = 'asked-for.gguf'\ncontext_length = 512\npreload = false\n"
+        "[models.ready]\npath = 'ready.gguf'\npreload = true\n",
+        encoding="utf-8",
+    )
+    arguments = ["asked-for", str(files["one"]), str(files["two"])]
+    models = load_with_models(config, {"server": {"port": 1}}, arguments, demo=True).settings.models
+    assert {spec: (model.path, model.preload) for spec, model in models.items()} == {
+        "local/listed": (str(files["listed"]), False),
+        "local/asked-for": (str(files["asked-for"]), True),
+        "local/ready": (str(files["ready"]), True),
+        "local/one": (str(files["one"]), True),
+        "local/two": (str(files["two"]), True),
+        "local/demo": (str(demo_model_path()), True),
+    }
+    assert models["local/asked-for"].context_length == 512
+
+
+def test_a_file_named_like_the_demo_is_not_mixed_up_with_it(tmp_path: Path) -> None:
+    (tmp_path / "demo.gguf").touch()
+    with pytest.raises(ConfigurationError, match="would both be local/demo"):
+        load_with_models(None, {}, [str(tmp_path / "demo.gguf")], demo=True)
 
 
 def test_two_files_of_one_name_are_refused(tmp_path: Path) -> None:

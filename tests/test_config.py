@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.config import KEYS, LoadedSettings, Settings, find_config_path, load_settings
+from server.config import KEYS, LoadedSettings, Settings, cache_directory, find_config_path, load_settings
+from server.core.duration import Duration, duration_seconds
 from server.core.errors import ConfigurationError
-from server.pool.config import KvCacheType
+from server.pool.config import AutoInt, KvCacheType, ModelConfig, Switch
 
 EXAMPLE = Path(__file__).parent.parent / "config.example.toml"
 
@@ -120,6 +122,18 @@ def test_a_file_that_was_asked_for_must_exist() -> None:
         ("[models.a]\npath = ''", 'models."a".path: is empty'),
         ("[models.a]\npath = 'a'\npreload = 1", 'models."a".preload: 1 is not allowed; it must be true or false.'),
         ("[models.a]\npath = 'a'\nkv_cache_type = 'q9'", """it must be one of "f16", "q8_0", "q4_0"."""),
+        (
+            "[models.a]\npath = 'a'\nmmap = true",
+            """.mmap: true is not allowed; it must be one of "auto", "on", "off".""",
+        ),
+        (
+            "[models.a]\npath = 'a'\nmain_gpu = 64",
+            ".main_gpu: 64 is not allowed; it must be a whole number from 0 to 63.",
+        ),
+        ("[models.a]\npath = 'a'\nttft_target_ms = -2", ".ttft_target_ms: -2 is not allowed"),
+        ("[models.a]\npath = 'a'\nthreads = 1025", ".threads: 1025 is not allowed"),
+        ("[llamacpp]\nttft_target_ms = -1", "llamacpp.ttft_target_ms: -1 is not allowed"),
+        ("[llamacpp]\nlongest_wait_seconds = 3601", "llamacpp.longest_wait_seconds: 3601 is not allowed"),
         ("[aliases]\na = 1", 'aliases."a": 1 is not allowed; it must be text.'),
         ("[aliases]\na = 'b@c'", 'aliases."a": Unknown backend'),
     ],
@@ -149,6 +163,13 @@ def test_a_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
         ("LLMSPELL_SERVER__PROT", "81", "did you mean LLMSPELL_SERVER__PORT?"),
         ("LLMSPELL_SERVER__PORT", "x", "'x' is not allowed; it must be a whole number from 0 to 65535."),
         ("LLMSPELL_SERVER__PORT", "", "'' is not allowed"),
+        ("LLMSPELL_LLAMACPP__MEMORY_BUDGET", "12 gigs", "'12 gigs' is not allowed; it must be "),
+        ("LLMSPELL_LLAMACPP__MEMORY_BUDGET", '{"CPU": ', """'{"CPU": ' is not allowed; it must be """),
+        ("LLMSPELL_LLAMACPP__MEMORY_BUDGET", "[1]", "[1] is not allowed; it must be "),
+        ("LLMSPELL_LLAMACPP__KEEP_ALIVE", "5 minutes", "'5 minutes' is not allowed; it must be a duration such as "),
+        ("LLMSPELL_LLAMACPP__KEEP_ALIVE", "", "'' is not allowed; it must be a duration such as "),
+        ("LLMSPELL_LLAMACPP__LOAD_TIMEOUT", "0", "'0' is not allowed; it must be a duration such as "),
+        ("LLMSPELL_MODELS", '{"a": {"path": "a", "keep_alive": "x"}}', """models."a".keep_alive: 'x' is not allowed"""),
         ("LLMSPELL_ALIASES", "{", "is not valid JSON"),
         ("LLMSPELL_ALIASES", "1", "aliases: 1 is not allowed; it must be a table of keys."),
         ("LLMSPELL_MODELS", '{"a": {"path": 1}}', 'models."a".path: 1 is not allowed; it must be text.'),
@@ -179,9 +200,9 @@ def test_a_long_wrong_value_is_cut_in_the_message() -> None:
 
 def test_every_number_has_a_range_that_holds_its_default() -> None:
     for key in KEYS.values():
-        if key.type in (int, float):
+        if key.type in (int, float, AutoInt):
             assert key.limits is not None, f"{key.path} needs a range in server/config.py"
-            assert key.limits[0] <= key.default <= key.limits[1]
+            assert key.default == "auto" or key.limits[0] <= key.default <= key.limits[1]
 
 
 def test_every_key_can_be_set_by_its_variable() -> None:
@@ -200,7 +221,14 @@ def test_the_keys_are_the_fields_of_the_settings() -> None:
 
 @given(
     st.sampled_from(sorted(KEYS)),
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.lists(st.text()),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text()
+    | st.sampled_from(["auto", "12GiB", "5m"])
+    | st.lists(st.text() | st.integers() | st.floats())
+    | st.dictionaries(st.text(), st.text() | st.integers() | st.just("1 MB")),
 )
 def test_any_value_is_accepted_in_range_or_refused(path: str, value: object) -> None:
     key = KEYS[path]
@@ -208,8 +236,11 @@ def test_any_value_is_accepted_in_range_or_refused(path: str, value: object) -> 
         accepted = key.accept(value)
     except ValueError:
         return
-    assert accepted == value
-    assert key.limits is None or key.limits[0] <= accepted <= key.limits[1]
+    if key.type is Duration and not isinstance(value, str):
+        assert duration_seconds(accepted) == pytest.approx(value, abs=1e-9)
+    else:
+        assert (list(accepted) if isinstance(accepted, tuple) else accepted) == value
+    assert key.limits is None or accepted == "auto" or key.limits[0] <= accepted <= key.limits[1]
 
 
 def test_the_example_file_is_the_defaults() -> None:
@@ -226,11 +257,205 @@ def test_the_example_model_can_be_switched_on(tmp_path: Path) -> None:
     assert [*models] == ["local/llama3.1:8b"]
 
 
-@pytest.mark.parametrize("duration", ["-1", "5 minutes", "5", "m"])
-def test_a_keep_alive_that_is_no_duration_is_told_at_start(duration: str) -> None:
-    with pytest.raises(ConfigurationError, match=r"ollama\.keep_alive"):
-        load_settings({"ollama": {"keep_alive": duration}}, environ={})
-    assert load_settings({"ollama": {"keep_alive": "-1s"}}, environ={}).settings.ollama.keep_alive == "-1s"
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ("'5m'", "5m"),
+        ("'1h30m'", "1h30m"),
+        ("'-1s'", "-1s"),
+        ("'0'", "0"),
+        ("300", "300s"),
+        ("0", "0s"),
+        ("-1", "-1s"),
+        ("1.5", "1.5s"),
+        ("120.0", "120s"),
+        ("-0.25", "-0.25s"),
+        ("1e-3", "0.001s"),
+        ("1e9", "1000000000s"),
+    ],
+)
+@pytest.mark.parametrize("key", ["llamacpp.keep_alive", "models.a.keep_alive", "ollama.keep_alive"])
+def test_durations_are_text_or_seconds(key: str, written: str, read: str, tmp_path: Path) -> None:
+    settings = load_text(f"{key} = {written}\nmodels.a.path = 'a'", tmp_path / "c.toml").settings
+    durations = {
+        "llamacpp.keep_alive": settings.llamacpp.keep_alive,
+        "models.a.keep_alive": settings.models["local/a"].keep_alive,
+        "ollama.keep_alive": settings.ollama.keep_alive,
+    }
+    assert durations[key] == read
+    assert math.copysign(1, duration_seconds(read)) == (-1 if read.startswith("-") else 1)
+
+
+@pytest.mark.parametrize(
+    "written",
+    ["'-1'", "'5 minutes'", "'5'", "'m'", "' 5m'", "true", "nan", "inf", "1e10", "'99999999999h'", "[5]", "9" * 400],
+)
+@pytest.mark.parametrize("key", ["llamacpp.keep_alive", "llamacpp.load_timeout", "ollama.keep_alive"])
+def test_what_is_no_duration_is_told_at_start(key: str, written: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        load_text(f"{key} = {written}", tmp_path / "c.toml")
+    assert caught.value.message.startswith(f"{tmp_path / 'c.toml'}: {key}: ")
+    assert 'a duration such as "90s" or "5m", or a number of seconds' in caught.value.message
+
+
+@pytest.mark.parametrize(("text", "read"), [("5m", "5m"), ("300", "300s"), ("-1", "-1s"), ("1.5", "1.5s")])
+def test_a_variable_holds_a_duration_or_seconds(text: str, read: str) -> None:
+    assert load_settings({}, None, {"LLMSPELL_LLAMACPP__KEEP_ALIVE": text}).settings.llamacpp.keep_alive == read
+
+
+def test_only_a_duration_that_overrides_another_may_be_empty(tmp_path: Path) -> None:
+    settings = load_text("models.a = { path = 'a', keep_alive = '' }\nollama.keep_alive = ''", tmp_path / "c").settings
+    assert (settings.models["local/a"].keep_alive, settings.ollama.keep_alive) == ("", "")
+    with pytest.raises(ConfigurationError, match="'' is not allowed; it must be a duration"):
+        load_text("llamacpp.keep_alive = ''", tmp_path / "c")
+    assert KEYS["ollama.keep_alive"].allowed.startswith("empty, or a duration")
+
+
+@pytest.mark.parametrize("written", ["0", "0.0", "'0s'", "'0'", "'-0h0m'", "1e-12"])
+def test_a_request_waits_for_its_model_for_some_time(written: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"llamacpp\.load_timeout: .* is not allowed; .*, but not 0\.$"):
+        load_text(f"llamacpp.load_timeout = {written}", tmp_path / "c.toml")
+    assert load_text("llamacpp.load_timeout = -1", tmp_path / "c.toml").settings.llamacpp.load_timeout == "-1s"
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ("'auto'", "auto"),
+        ("'12GiB'", "12GiB"),
+        ("'500 mb'", "500 mb"),
+        ("1073741824", 1073741824),
+        ("0", 0),
+        ("{ CUDA0 = '40GiB', CPU = 16000000000 }", {"CUDA0": "40GiB", "CPU": 16000000000}),
+        ("{ CUDA0 = 'auto', CPU = '1.5TB' }", {"CUDA0": "auto", "CPU": "1.5TB"}),
+    ],
+)
+def test_a_memory_budget_is_a_size_or_sizes_by_device(written: str, read: object, tmp_path: Path) -> None:
+    assert load_text(f"llamacpp.memory_budget = {written}", tmp_path / "c.toml").settings.llamacpp.memory_budget == read
+
+
+@pytest.mark.parametrize(
+    ("written", "part", "shown"),
+    [
+        ("'12 gigs'", "", "'12 gigs'"),
+        ("'-1GiB'", "", "'-1GiB'"),
+        ("-1", "", "-1"),
+        ("''", "", "''"),
+        ("true", "", "true"),
+        ("1.5", "", "1.5"),
+        ("{}", "", "{}"),
+        ("['12GiB']", "", "['12GiB']"),
+        ("{ CUDA0 = '40GiB', CPU = '16 Gigabytes' }", ".CPU", "'16 Gigabytes'"),
+        ("{ CPU = -5 }", ".CPU", "-5"),
+        ("{ CPU = false }", ".CPU", "false"),
+        ("{ CPU = { CPU = 1 } }", ".CPU", "{'CPU': 1}"),
+    ],
+)
+def test_a_wrong_memory_budget_is_named(written: str, part: str, shown: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        load_text(f"llamacpp.memory_budget = {written}", tmp_path / "c.toml")
+    sentence = f'{tmp_path / "c.toml"}: llamacpp.memory_budget{part}: {shown} is not allowed; it must be "auto", a size'
+    assert caught.value.message.startswith(sentence)
+    assert ("table" in caught.value.message) == (not part)
+
+
+@pytest.mark.parametrize(
+    ("text", "read"),
+    [
+        ("auto", "auto"),
+        ("12GiB", "12GiB"),
+        ("1073741824", 1073741824),
+        ('{"CUDA0": "40GiB", "CPU": 5}', {"CUDA0": "40GiB", "CPU": 5}),
+    ],
+)
+def test_a_variable_holds_a_memory_budget(text: str, read: object) -> None:
+    assert load_settings({}, None, {"LLMSPELL_LLAMACPP__MEMORY_BUDGET": text}).settings.llamacpp.memory_budget == read
+
+
+def test_a_wrong_size_in_the_table_of_a_variable_is_named() -> None:
+    with pytest.raises(ConfigurationError, match=r"^LLMSPELL_LLAMACPP__MEMORY_BUDGET\.CPU: '5 gigs' is not allowed"):
+        load_settings({}, None, {"LLMSPELL_LLAMACPP__MEMORY_BUDGET": '{"CPU": "5 gigs"}'})
+
+
+def test_memory_budgets_of_two_sources_are_not_mixed(tmp_path: Path) -> None:
+    environ = {"LLMSPELL_LLAMACPP__MEMORY_BUDGET": '{"CPU": "1GiB"}'}
+    text = "[llamacpp.memory_budget]\nCUDA0 = '40GiB'\nCPU = '16GiB'"
+    assert load_text(text, tmp_path / "c.toml", environ).settings.llamacpp.memory_budget == {"CPU": "1GiB"}
+
+
+@pytest.mark.parametrize(
+    ("name", "written", "read"),
+    [
+        ("context_length", "'auto'", "auto"),
+        ("context_length", "4096", 4096),
+        ("kv_cells", "0", 0),
+        ("n_gpu_layers", "-1", -1),
+        ("n_gpu_layers", "'auto'", "auto"),
+        ("mmap", "'off'", Switch.OFF),
+        ("flash_attention", "'on'", Switch.ON),
+        ("tensor_split", "[]", ()),
+        ("tensor_split", "[3, 1]", (3.0, 1.0)),
+        ("tensor_split", "[0, 0.5]", (0.0, 0.5)),
+    ],
+)
+def test_keys_of_a_model_that_can_be_left_to_the_server(name: str, written: str, read: object, tmp_path: Path) -> None:
+    text = f"[models.a]\npath = '/a'\n{name} = {written}"
+    assert load_text(text, tmp_path / "c.toml").settings.models["local/a"] == ModelConfig("/a", **{name: read})  # type: ignore[arg-type] # of any type
+
+
+@pytest.mark.parametrize(
+    ("name", "written", "sentence"),
+    [
+        ("context_length", "-1", '-1 is not allowed; it must be "auto", or a whole number from 0 to 16777216.'),
+        ("context_length", "'Auto'", "'Auto' is not allowed"),
+        ("context_length", "'4096'", "'4096' is not allowed"),
+        ("context_length", "true", "true is not allowed"),
+        ("kv_cells", "67108865", "67108865 is not allowed"),
+        ("n_gpu_layers", "-2", '-2 is not allowed; it must be "auto", or a whole number from -1 to 10000.'),
+        ("n_gpu_layers", "1.0", "1.0 is not allowed"),
+        ("tensor_split", "[0, 0]", "[0, 0] is not allowed; it must be a list of numbers that are not negative, and "),
+        ("tensor_split", "[1, -1]", "[1, -1] is not allowed"),
+        ("tensor_split", "[1, nan]", "[1, nan] is not allowed"),
+        ("tensor_split", "[inf]", "[inf] is not allowed"),
+        ("tensor_split", "['1']", "['1'] is not allowed"),
+        ("tensor_split", "[true]", "[True] is not allowed"),
+        ("tensor_split", "'1,1'", "'1,1' is not allowed"),
+        ("tensor_split", f"[{'9' * 400}]", "is not allowed"),
+        ("keep_alive", "'soon'", "'soon' is not allowed; it must be empty, or a duration such as "),
+    ],
+)
+def test_wrong_keys_of_a_model_are_named(name: str, written: str, sentence: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        load_text(f"[models.a]\npath = 'a'\n{name} = {written}", tmp_path / "c.toml")
+    assert caught.value.message.startswith(f'{tmp_path / "c.toml"}: models."a".{name}: ')
+    assert sentence in caught.value.message
+
+
+def test_every_special_value_of_a_model_can_stand_in_a_variable() -> None:
+    keys = {
+        "path": "/a",
+        "kv_cells": "auto",
+        "n_gpu_layers": 7,
+        "keep_alive": 60,
+        "tensor_split": [1, 2],
+        "mlock": True,
+    }
+    models = load_settings({}, None, {"LLMSPELL_MODELS": json.dumps({"a": keys})}).settings.models
+    expected = ModelConfig("/a", n_gpu_layers=7, keep_alive=Duration("60s"), tensor_split=(1.0, 2.0), mlock=True)
+    assert models == {"local/a": expected}
+
+
+def test_the_cache_has_a_directory(home: Path, tmp_path: Path) -> None:
+    assert cache_directory({}) == home / ".cache" / "llmspell"
+    assert cache_directory({"XDG_CACHE_HOME": str(tmp_path)}) == tmp_path / "llmspell"
+    assert cache_directory({"XDG_CACHE_HOME": ""}) == home / ".cache" / "llmspell"
+
+
+def test_a_user_without_a_home_has_no_file_and_no_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("os.getuid", lambda: 2**31 - 2)
+    assert find_config_path(None, {}) is None
+    assert cache_directory({}) == Path("/.cache/llmspell")
 
 
 @pytest.mark.parametrize("host", ["localhost:5", ":5", "http://localhost:5/"])

@@ -20,7 +20,7 @@ from server.core.errors import (
 )
 from server.core.events import Event, Failed, ReasoningDelta, Started, TextDelta
 from server.core.model_spec import BackendName, ModelSpec
-from server.core.ports import Backend
+from server.core.ports import Backend, PreloadedModel
 from server.core.request import ChatRequest, Message, Role
 from server.router import Accepts, ModelRouter, OpenedAnswer, RoutingConfig
 
@@ -377,9 +377,30 @@ async def test_two_thousand_models_are_listed_and_searched() -> None:
 
 def test_preloaded_models_are_those_of_all_backends() -> None:
     first, second = ollama("a"), llamacpp("b")
-    second.preloaded_cards = [card("b")]
+    second.preloads = [PreloadedModel(card("b"), is_ready=True)]
 
-    assert [model.id for model in ModelRouter([first, second], {}).preloaded()] == ["local/b"]
+    assert ModelRouter([first, second], {}).preloaded() == {"local/b": second.preloads[0]}
+
+
+async def test_each_backend_is_told_of_when_it_is_asked() -> None:
+    first, second = ollama("a"), llamacpp("a")
+    first.rejection = BROKEN
+    asked: list[Backend] = []
+    route = await ModelRouter([first, second], {}, RoutingConfig(fallback=True)).route("a")
+
+    answer = await route.open(HELLO, everything, asked.append)
+
+    assert asked == [first, second]
+    await answer.stream.aclose()
+
+
+def test_a_spec_or_an_alias_is_a_spec() -> None:
+    router = ModelRouter([], {"gpt-4o-mini": "demo@llamacpp"})
+
+    assert router.spec("gpt-4o-mini") == ModelSpec("demo", backend=BackendName.LLAMACPP)
+    assert router.spec("local/phi3:3.8b") == ModelSpec("phi3", "3.8b")
+    with pytest.raises(InvalidModelSpec):
+        router.spec("!")
 
 
 async def test_a_backend_that_is_back_is_noticed_by_the_request_that_needs_it() -> None:

@@ -56,7 +56,14 @@ PLACES = """\
 The file is the one that `--config` names, else the one that `LLMSPELL_CONFIG` names, else `config.toml` in the working
 directory, else `llmspell/config.toml` in the user's configuration directory (`$XDG_CONFIG_HOME`, `~/.config`). Flags
 win over environment variables, which win over the file, which wins over the defaults. A key that does not exist, and a
-value that is not allowed, stop the server with a message that names the place and what to write instead."""
+value that is not allowed, stop the server with a message that names the place and what to write instead.
+
+A table in an environment variable is JSON: `LLMSPELL_LLAMACPP__MEMORY_BUDGET='{"CUDA0": "40GiB"}'`. It replaces that of
+the file; only `LLMSPELL_MODELS` and `LLMSPELL_ALIASES` add to it, key by key. [Memory](memory.md) says how to size the
+budget.
+
+The server writes one file: what models took when they were loaded, as `llmspell/footprints.json` in the user's cache
+directory (`$XDG_CACHE_HOME`, `~/.cache`). It may be deleted at any time."""
 
 
 def meanings(config: type) -> dict[str, str]:

@@ -11,6 +11,8 @@ from starlette.types import Receive
 
 from server.core.errors import LlmspellError
 from server.core.events import Event, Failed
+from server.core.model_spec import BackendName
+from server.core.ports import Backend, LoadProgress
 from server.core.request import ChatRequest
 from server.router import Accepts, OpenedAnswer, Route
 
@@ -33,7 +35,13 @@ class Answer:
         self._route = route
         self._request = request
         self._accepts = accepts
+        self._asked = route.backend
         self._opened: OpenedAnswer | None = None
+
+    @property
+    def backend(self) -> BackendName:
+        """The backend that has the request now: the one that answers, once its first output is there."""
+        return self._asked.name
 
     @property
     def headers(self) -> dict[str, str]:
@@ -52,16 +60,22 @@ class Answer:
         self._closing = asyncio.create_task(self._close())
         await asyncio.shield(self._closing)
 
-    async def opened(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 (running out of time is no error)
-        """Wait until the answer's first output is there, or for ``timeout`` seconds.
+    async def opened(self, timeout: float | None = None) -> bool:  # noqa: ASYNC109 (running out of time is no error)
+        """Wait until the answer's first output is there, or for ``timeout`` seconds; say whether it is there.
 
         Raises:
             LlmspellError: the backend refuses the request, or failed before any output.
 
         """
         await asyncio.wait({self._opening}, timeout=timeout)
-        if self._opening.done():
-            self._opening.result()
+        if not self._opening.done():
+            return False
+        self._opening.result()
+        return True
+
+    def progress(self) -> LoadProgress | None:
+        """Return how far the load is that the first output waits for; ``None`` if it waits for something else."""
+        return None if self._opening.done() else self._asked.progress(self._route.spec.model)
 
     async def batches(self) -> AsyncIterator[Sequence[Event]]:
         """Yield the events; a refusal or an early failure is an event here, like any other failure."""
@@ -80,8 +94,11 @@ class Answer:
             await self._opened.stream.aclose()
 
     async def _open(self) -> Sequence[Event]:
-        self._opened = await self._route.open(self._request, self._accepts)
+        self._opened = await self._route.open(self._request, self._accepts, self._ask)
         return self._opened.early
+
+    def _ask(self, backend: Backend) -> None:
+        self._asked = backend
 
 
 async def run_while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:

@@ -16,9 +16,10 @@ from server.api.config import ApiConfig
 from server.api.errors import describe_error, error_response, http_error_response
 from server.api.middleware import BodyLimit, RequestContext, note_access
 from server.api.openapi import describe_bodies
-from server.api.routes import chat, health, models
+from server.api.routes import admin, chat, health, models
 from server.api.services import Services, install_services
 from server.core.errors import LlmspellError
+from server.core.ports import Residency
 from server.router import ModelRouter
 
 CLIENT_CLOSED_REQUEST = 499
@@ -27,11 +28,17 @@ CLIENT_CLOSED_REQUEST = 499
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
 
-def create_api(router: ModelRouter, config: ApiConfig, lifespan: Lifespan | None = None) -> FastAPI:
+def create_api(
+    router: ModelRouter,
+    config: ApiConfig,
+    lifespan: Lifespan | None = None,
+    residency: Residency | None = None,
+) -> FastAPI:
     """Build the application.
 
-    ``lifespan`` surrounds its life: the backends behind ``router`` are started and stopped there. The process should
-    run under uvicorn with a graceful shutdown timeout, which is what bounds running streams at the end.
+    ``lifespan`` surrounds its life: the backends behind ``router`` are started and stopped there. ``residency`` is what
+    ``/admin/models`` administers; without it there is no such URL. The process should run under uvicorn with a graceful
+    shutdown timeout, which is what bounds running streams at the end.
     """
     app = FastAPI(
         title="llmspell-server",
@@ -40,8 +47,8 @@ def create_api(router: ModelRouter, config: ApiConfig, lifespan: Lifespan | None
         lifespan=lifespan,
         redirect_slashes=False,
     )
-    install_services(app, Services(router, config))
-    for module in (chat, models, health):
+    install_services(app, Services(router, config, residency))
+    for module in (chat, models, health, admin):
         app.include_router(module.routes)
     describe_bodies(app)
     _handle_errors(app)

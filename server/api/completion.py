@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 from server import __version__
 from server.api.errors import error_event
 from server.api.responses import dump_json
+from server.api.timings import wire_timings
 from server.core.errors import BackendError, LlmspellError
 from server.core.events import (
     ChoiceFinished,
@@ -24,6 +25,7 @@ from server.core.events import (
     ToolCallDelta,
     Usage,
 )
+from server.core.model_spec import BackendName
 
 STREAM_END = b"data: [DONE]\n\n"
 _ENDED_EARLY = "The backend ended the answer without saying why; try again."
@@ -60,23 +62,32 @@ def system_fingerprint(model: str) -> str:
 class ChunkEncoder:
     """Frames events as server-sent chunks; the constant parts of a chunk are serialized once per stream.
 
-    Once nothing may follow, ``usage`` says what a complete answer took, or ``failure`` why there is none.
+    Once nothing may follow, ``finished`` says what a complete answer took, or ``failure`` why there is none.
     """
 
-    def __init__(self, head: CompletionHead, n: int, *, include_usage: bool) -> None:
+    def __init__(
+        self,
+        head: CompletionHead,
+        n: int,
+        *,
+        include_usage: bool,
+        timings_of: Callable[[], BackendName] | None = None,
+    ) -> None:
+        """Take what the chunks have in common; ``timings_of`` names the backend if a chunk with timings is wanted."""
         self._start = b"data: " + dump_json(head.to_wire("chat.completion.chunk"))[:-1] + b',"choices":['
         self._end = b'],"usage":null}\n\n' if include_usage else b"]}\n\n"
         self._include_usage = include_usage
+        self._timings_of = timings_of
         self._n = n
         self._text_starts = [b'%b{"index":%d,"delta":{"content":' % (self._start, index) for index in range(n)]
         self._text_end = b'},"logprobs":null,"finish_reason":null}' + self._end
-        self.usage: Usage | None = None
+        self.finished: Finished | None = None
         self.failure: LlmspellError | None = None
 
     @property
     def ended(self) -> bool:
         """Whether the last event has been framed."""
-        return self.usage is not None or self.failure is not None
+        return self.finished is not None or self.failure is not None
 
     def opening(self) -> bytes:
         """Frame the chunks that announce each choice."""
@@ -98,8 +109,8 @@ class ChunkEncoder:
             delta = b'{"content":' + dump_json(event.text) + b"}"
             return self._chunk(event.index, delta, dump_json(_logprobs(event.logprobs)), b"null")
         if isinstance(event, Finished):
-            self.usage = event.usage
-            return self._usage_chunk(event.usage) + STREAM_END
+            self.finished = event
+            return self._usage_chunk(event.usage) + self._timings_chunk(event) + STREAM_END
         if isinstance(event, Failed):
             self.failure = event.error
             return error_event(event.error)
@@ -123,6 +134,13 @@ class ChunkEncoder:
             return b""
         return self._start + b'],"usage":' + dump_json(_usage(usage)) + b"}\n\n"
 
+    def _timings_chunk(self, finished: Finished) -> bytes:
+        if self._timings_of is None:
+            return b""
+        # as in all chunks but that with the usage, the end says that there is none
+        timings = dump_json(wire_timings(finished, self._timings_of()))
+        return self._start + b'],"timings":' + timings + self._end.removeprefix(b"]")
+
 
 class CompletionCollector:
     """Gathers events into one completion object."""
@@ -131,7 +149,7 @@ class CompletionCollector:
         self._head = head
         self._choices = [_Choice(index) for index in range(n)]
         self._logprobs = logprobs
-        self.usage: Usage | None = None
+        self._finished: Finished | None = None
 
     def add(self, batch: Sequence[Event]) -> None:
         """Take the next events.
@@ -152,21 +170,22 @@ class CompletionCollector:
             elif isinstance(event, ChoiceFinished):
                 self._choices[event.index].finish_reason = event.reason.value
             elif isinstance(event, Finished):
-                self.usage = event.usage
+                self._finished = event
             elif isinstance(event, Failed):
                 raise event.error
 
-    def result(self) -> dict[str, object]:
-        """Build the completion object once all events are in.
+    def result(self) -> tuple[dict[str, object], Finished]:
+        """Build the completion object once all events are in; with it comes what the answer took.
 
         Raises:
             BackendError: the events ended before the answer was complete.
 
         """
-        if self.usage is None:
+        if self._finished is None:
             raise BackendError(_ENDED_EARLY)
         choices = [choice.to_wire(with_logprobs=self._logprobs) for choice in self._choices]
-        return {**self._head.to_wire("chat.completion"), "choices": choices, "usage": _usage(self.usage)}
+        usage = _usage(self._finished.usage)
+        return {**self._head.to_wire("chat.completion"), "choices": choices, "usage": usage}, self._finished
 
 
 @dataclass(slots=True)

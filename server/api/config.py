@@ -21,6 +21,8 @@ class ApiConfig:
         max_logit_bias: most entries of logit_bias in one request.
         keep_alive_comment_seconds: a stream that is silent for this long gets an SSE comment, so that proxies keep the
             connection; 0 sends none.
+        loading_comment_seconds: a stream that waits for its model to be loaded gets an SSE comment with the progress at
+            least this often, the first one when it has waited for this long; 0 sends none.
         send_timeout_seconds: a client of a stream that reads nothing for this long is disconnected.
 
     """
@@ -33,4 +35,5 @@ class ApiConfig:
     max_stop_len: int = 1024
     max_logit_bias: int = 1024
     keep_alive_comment_seconds: float = 15.0
+    loading_comment_seconds: float = 2.0
     send_timeout_seconds: float = 60.0

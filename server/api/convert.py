@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
 from server.api.config import ApiConfig
 from server.api.errors import invalid_body
-from server.api.schemas import ChatCompletionBody, WireContentPart, WireMessage, WireToolChoice
-from server.core.duration import is_duration
+from server.api.schemas import ChatCompletionBody, WireContentPart, WireMessage, WireModel, WireToolChoice
+from server.core.duration import duration_seconds, is_duration
 from server.core.errors import InvalidRequest, UnsupportedParameter
 from server.core.model_spec import ModelSpec
 from server.core.request import (
@@ -47,8 +47,10 @@ _SAMPLING = (
 )
 _LONGEST_SECONDS = 2**31
 
+Body = TypeVar("Body", bound=WireModel)
 
-def parse_chat_body(body: bytes) -> ChatCompletionBody:
+
+def parse_body(kind: type[Body], body: bytes) -> Body:
     """Parse a request body, whatever its content type says.
 
     Raises:
@@ -56,7 +58,7 @@ def parse_chat_body(body: bytes) -> ChatCompletionBody:
 
     """
     try:
-        return ChatCompletionBody.model_validate_json(body)
+        return kind.model_validate_json(body)
     except ValidationError as error:
         raise invalid_body(error) from None
 
@@ -326,7 +328,7 @@ def _keep_alive(value: str | float | None) -> str | float | None:
             "with a unit, such as 90s, 5m or 1h30m.",
             param="keep_alive",
         )
-    if isinstance(value, int | float) and abs(value) > _LONGEST_SECONDS:
+    if value is not None and abs(duration_seconds(value)) > _LONGEST_SECONDS:
         raise InvalidRequest(
             "Invalid value for 'keep_alive': that is too long; -1 keeps the model in memory for ever.",
             param="keep_alive",

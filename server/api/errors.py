@@ -22,9 +22,11 @@ SERVER_ERROR = "server_error"
 _RESTART_SECONDS = 5.0
 _REPAIR_SECONDS = 60
 """When to look again for a model whose file is unusable: somebody has to do something first."""
+_MAX_NAME_LEN = 256
 
 _TABLE: dict[type[core.LlmspellError], tuple[HTTPStatus, str]] = {
     core.InvalidRequest: (HTTPStatus.BAD_REQUEST, INVALID_REQUEST_ERROR),
+    core.Forbidden: (HTTPStatus.FORBIDDEN, INVALID_REQUEST_ERROR),
     core.ModelNotFound: (HTTPStatus.NOT_FOUND, INVALID_REQUEST_ERROR),
     core.RequestTooLarge: (HTTPStatus.REQUEST_ENTITY_TOO_LARGE, INVALID_REQUEST_ERROR),
     core.QueueFull: (HTTPStatus.TOO_MANY_REQUESTS, RATE_LIMIT_ERROR),
@@ -100,6 +102,9 @@ def describe_error(details: Mapping[str, Any]) -> core.InvalidRequest:
     kind, context = str(details["type"]), details.get("ctx", {})
     if kind == "json_invalid":
         return core.InvalidRequest(f"The request body is not valid JSON: {context['error']}.")
+    if kind == "extra_forbidden":
+        shown = param[:_MAX_NAME_LEN]
+        return core.UnsupportedParameter(f"Unknown parameter: '{shown}'. Leave it out.", param=shown)
     if not param:
         return core.InvalidRequest("The request body must be a JSON object.")
     if kind == "missing":

@@ -6,9 +6,13 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from server.api.schemas import ChatCompletionBody, WireModel
+from server.api.schemas import ChatCompletionBody, ModelActionBody, ModelActionOptions, WireModel
 
-_BODIES: dict[str, type[WireModel]] = {"/v1/chat/completions": ChatCompletionBody}
+_BODIES: dict[str, type[WireModel]] = {
+    "/v1/chat/completions": ChatCompletionBody,
+    "/admin/models/{action}": ModelActionBody,
+    "/admin/models/{spec}/{action}": ModelActionOptions,
+}
 
 
 def describe_bodies(app: FastAPI) -> None:
@@ -24,7 +28,7 @@ def describe_bodies(app: FastAPI) -> None:
             schemas[model.__name__] = schema
             reference = {"$ref": f"#/components/schemas/{model.__name__}"}
             document["paths"][path]["post"]["requestBody"] = {
-                "required": True,
+                "required": any(field.is_required() for field in model.model_fields.values()),
                 "content": {"application/json": {"schema": reference}},
             }
         return document

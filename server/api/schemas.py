@@ -1,8 +1,8 @@
 """The wire types of the OpenAI API: what a request body may look like before anyone asks what it means.
 
-Types are strict (a string is not a number, a bool is not an integer), and keys that are not listed here are kept aside
-in ``model_extra`` for ``server.api.unsupported`` to judge. What depends on the configuration or on several fields is
-checked in ``server.api.convert``.
+Types are strict (a string is not a number, a bool is not an integer). Keys that are not listed here are refused, or
+kept aside in ``model_extra`` for ``server.api.unsupported`` to judge. What depends on the configuration or on several
+fields is checked in ``server.api.convert``.
 """
 
 from __future__ import annotations
@@ -157,6 +157,13 @@ class WireStreamOptions(WireModel):
     include_usage: bool | None = Field(
         default=None, description="Send a last chunk without choices that carries the usage of the whole request."
     )
+    include_timings: bool | None = Field(
+        default=None,
+        description="Extension: send one more chunk without choices, after the one with the usage, whose timings say "
+        "where the time of the request went, in milliseconds: queue_ms (waiting for memory and for a turn), load_ms "
+        "(waiting for the model to be loaded), prompt_ms, first_token_ms (all of these) and decode_ms (from the first "
+        "token to the last); with cached_tokens, prompt_tokens, completion_tokens and the backend.",
+    )
 
 
 class ChatCompletionBody(WireModel):
@@ -226,3 +233,20 @@ class ChatCompletionBody(WireModel):
     num_ctx: int | None = Field(
         default=None, ge=1, le=_MAX_CONTEXT, description="Extension of Ollama; context length to load the model with."
     )
+
+
+class ModelActionOptions(WireModel):
+    """Body of ``POST /admin/models/{spec}/{action}``; a key that is not listed is refused."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    force: bool = Field(
+        default=False,
+        description="With unload: end the requests that use the model, with an error, instead of waiting for them.",
+    )
+
+
+class ModelActionBody(ModelActionOptions):
+    """Body of ``POST /admin/models/{action}``; a key that is not listed is refused."""
+
+    model: str = Field(description="A spec or alias of a model that runs in this process.")

@@ -8,15 +8,17 @@ from typing import cast
 from fastapi import FastAPI, Request
 
 from server.api.config import ApiConfig
+from server.core.ports import Residency
 from server.router import ModelRouter
 
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """The collaborators of all endpoints, made once per application."""
+    """The collaborators of all endpoints, made once per application; without ``residency`` nothing is administered."""
 
     router: ModelRouter
     config: ApiConfig
+    residency: Residency | None
 
 
 def install_services(app: FastAPI, services: Services) -> None:

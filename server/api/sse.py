@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
@@ -17,12 +18,16 @@ from server.api.completion import ChunkEncoder
 from server.api.config import ApiConfig
 from server.api.errors import draining, internal_error
 from server.api.middleware import note_access, request_id_var
+from server.api.timings import access_fields
 from server.core.events import Failed
+from server.core.ports import LoadProgress
 
 CUT = "llmspell.cut"
 """ASGI extension of the server process: ``scope["extensions"][CUT]["cut"]`` drops the connection at once."""
 
-_COMMENT = b": keep-alive\n\n"
+_KEEP_ALIVE = b": keep-alive\n\n"
+_SLACK_SECONDS = 0.001
+"""A timer may come early by as much as its clock ticks."""
 _HEADERS = {
     "cache-control": "no-store",
     "connection": "keep-alive",
@@ -35,8 +40,8 @@ _log = logging.getLogger(__name__)
 class AnswerStream(Response):
     """Sends the events of an answer as they come.
 
-    The status line waits for the first output, so that a refusal still has an HTTP status of its own; but not longer
-    than a silence may be, because then proxies need a sign of life.
+    The status line waits for the first output, so that a refusal still has an HTTP status of its own; but only until
+    the first comment is due: proxies need a sign of life, and people want to know how far their model is.
     """
 
     media_type = "text/event-stream"
@@ -49,7 +54,9 @@ class AnswerStream(Response):
         self.background = None
         self.init_headers({**_HEADERS, **(headers or {})})
         self._send_timeout = config.send_timeout_seconds
-        self._longest_silence = config.keep_alive_comment_seconds or None
+        self._comments = Comments(
+            config.keep_alive_comment_seconds or None, config.loading_comment_seconds or None, answer.progress
+        )
         self._answer = answer
         self._encoder = encoder
 
@@ -61,12 +68,12 @@ class AnswerStream(Response):
             ClientDisconnect: the client went away before anything was sent.
 
         """
-        writer = _EventWriter(receive, send, self._send_timeout, self._longest_silence)
+        writer = _EventWriter(receive, send, self._send_timeout, self._comments)
         try:
             async with self._answer, writer:
-                await self._answer.opened(self._longest_silence)
+                comment = await self._hold_back()
                 self.headers.update(self._answer.headers)
-                await writer.start({"status": self.status_code, "headers": self.raw_headers})
+                await writer.start({"status": self.status_code, "headers": self.raw_headers}, comment)
                 await self._send_events(writer)
         except ClientDisconnect:
             if not writer.has_started:
@@ -77,6 +84,16 @@ class AnswerStream(Response):
         finally:
             if writer.has_started or writer.was_interrupted:  # what was refused is noted where it is answered
                 note_access(scope, **self._outcome())
+
+    async def _hold_back(self) -> bytes:
+        """Wait for the first output, or until a comment is due; return the comment."""
+        loop = asyncio.get_running_loop()
+        since, silence = loop.time(), 0.0
+        while not await self._answer.opened(self._comments.patience(silence)):
+            silence = loop.time() - since
+            if comment := self._comments.due(silence):
+                return comment
+        return b""
 
     async def _send_events(self, writer: _EventWriter) -> None:
         try:
@@ -97,8 +114,8 @@ class AnswerStream(Response):
             await writer.write(self._encoder.encode([Failed(internal_error(request_id_var.get()))]), is_last=True)
 
     def _outcome(self) -> dict[str, object]:
-        if usage := self._encoder.usage:
-            return {"prompt_tokens": usage.prompt_tokens, "completion_tokens": usage.completion_tokens}
+        if finished := self._encoder.finished:
+            return access_fields(finished)
         return {"error": self._encoder.failure.code} if self._encoder.failure else {"gave_up": True}
 
 
@@ -110,6 +127,38 @@ async def _cut(scope: Scope) -> None:
         await asyncio.sleep(0)  # lets the ASGI server notice, which would complain of an answer without an end
 
 
+@dataclass(slots=True)
+class Comments:
+    """What breaks a silence: how far the load is that the first output waits for, or else a sign of life.
+
+    ``loading_interval`` is unset once there is output.
+    """
+
+    longest_silence: float | None
+    loading_interval: float | None
+    progress: Callable[[], LoadProgress | None]
+
+    def patience(self, silence: float) -> float | None:
+        """Return the seconds until a comment may be due, or the one after it; ``None`` if none ever is."""
+        longest = self.longest_silence
+        rest = longest - silence if longest is not None and silence < longest else longest
+        return min((each for each in (rest, self.loading_interval) if each is not None), default=None)
+
+    def due(self, silence: float) -> bytes:
+        """Return the comment that is due after so many seconds of silence; empty if none is."""
+        silence += _SLACK_SECONDS
+        if self.loading_interval is not None and silence >= self.loading_interval:
+            progress = self.progress()
+            if progress is not None:
+                return _loading(progress)
+        return _KEEP_ALIVE if self.longest_silence is not None and silence >= self.longest_silence else b""
+
+
+def _loading(progress: LoadProgress) -> bytes:
+    waiting = " (waiting for memory)" if progress.is_queued else ""
+    return f": loading {progress.fraction:.0%}{waiting}\n\n".encode()
+
+
 class _EventWriter:
     """The way to one client, as an async context manager.
 
@@ -119,11 +168,11 @@ class _EventWriter:
     a stream (``docs/decisions/0011``).
     """
 
-    def __init__(self, receive: Receive, send: Send, send_timeout: float, longest_silence: float | None) -> None:
+    def __init__(self, receive: Receive, send: Send, send_timeout: float, comments: Comments) -> None:
         self._receive = receive
         self._send = send
         self._send_timeout = send_timeout
-        self._longest_silence = longest_silence
+        self._comments = comments
         self._loop = asyncio.get_running_loop()
         self._sending_since: float | None = None
         self._last_sent = self._loop.time()
@@ -137,23 +186,28 @@ class _EventWriter:
         """Whether the block was cancelled from here."""
         return self._interruption is not None
 
-    async def start(self, response: Mapping[str, object]) -> None:
-        """Send status and headers."""
+    async def start(self, response: Mapping[str, object], comment: bytes) -> None:
+        """Send status and headers, and a comment if there is one."""
         self.has_started = True
+        self._sending_since = self._last_sent = self._loop.time()
         await self._send({"type": "http.response.start", **response})
+        self._sending_since = None
+        if comment:
+            await self._write(comment, is_last=False)
 
     async def write(self, data: bytes, *, is_last: bool) -> None:
         """Send events; after the last ones comes the end of the response."""
         if self._commenting is not None:
             await self._commenting
         self._is_over = is_last
+        self._comments.loading_interval = None
         await self._write(data, is_last=is_last)
 
     async def __aenter__(self) -> Self:
         self._task = asyncio.current_task()
         self._num_cancelling = self._task.cancelling() if self._task is not None else 0
         self._watcher = self._loop.create_task(self._watch())
-        self._timer = self._loop.call_later(self._patience, self._look)
+        self._timer = self._loop.call_later(self._patience(), self._look)
         return self
 
     async def __aexit__(
@@ -170,9 +224,8 @@ class _EventWriter:
         if self._task.uncancel() <= self._num_cancelling and kind is asyncio.CancelledError:
             raise self._interruption from None
 
-    @property
-    def _patience(self) -> float:
-        return min(self._send_timeout, self._longest_silence or self._send_timeout)
+    def _patience(self, silence: float = 0.0) -> float:
+        return min(self._send_timeout, self._comments.patience(silence) or self._send_timeout)
 
     async def _write(self, data: bytes, *, is_last: bool) -> None:
         self._sending_since = self._last_sent = self._loop.time()
@@ -198,20 +251,22 @@ class _EventWriter:
                 self._is_over = False
                 self._interrupt(TimeoutError())
                 return
+            next_look = min(next_look, now + self._patience())
         else:
-            next_look = self._last_sent + self._patience
+            next_look = self._last_sent + self._patience()
             if next_look <= now:
-                next_look = now + self._patience
+                next_look = now + self._patience(now - self._last_sent)
                 self._break_silence(now)
         self._timer = self._loop.call_at(next_look, self._look)
 
     def _break_silence(self, now: float) -> None:
-        is_silent = self._longest_silence is not None and now >= self._last_sent + self._longest_silence
-        if is_silent and self.has_started and not self._is_over and self._commenting is None:
-            self._commenting = self._loop.create_task(self._comment())
+        if not self.has_started or self._is_over or self._commenting is not None:
+            return
+        if comment := self._comments.due(now - self._last_sent):
+            self._commenting = self._loop.create_task(self._comment(comment))
 
-    async def _comment(self) -> None:
+    async def _comment(self, comment: bytes) -> None:
         try:
-            await self._write(_COMMENT, is_last=False)
+            await self._write(comment, is_last=False)
         finally:
             self._commenting = None

@@ -16,7 +16,7 @@ HERE: Mapping[str, ParameterSupport] = {
     "model": mapped("the model spec"),
     "messages": mapped(),
     "stream": mapped(),
-    "stream_options": mapped("`include_usage`"),
+    "stream_options": mapped("`include_usage`; `include_timings` is an extension"),
     "user": mapped("accepted; it has no effect"),
     "safety_identifier": mapped("accepted; it has no effect"),
     "prompt_cache_key": mapped("accepted; prompts are cached without it"),

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Self
 
+from server.core.duration import duration_seconds
 from server.core.errors import InvalidRequest, LlmspellError
-from server.core.events import Event, Failed, Finished
+from server.core.events import Event, Failed, Finished, Started, Timings
 from server.core.model_spec import BackendName, ModelSpec
 from server.core.parameters import ParameterSupport, mapped
-from server.core.ports import EventStream, ModelCard
+from server.core.ports import EventStream, LoadProgress, ModelCard, PreloadedModel
 from server.core.request import ChatRequest
 from server.engine.runner import Tokens
 from server.engine.sequence import GenerationRequest
@@ -39,6 +42,7 @@ _PARAMETERS: Mapping[str, ParameterSupport] = {
     "messages[].tool_calls": mapped("given to the chat template"),
     "messages[].tool_call_id": mapped("given to the chat template"),
     "messages[].reasoning_content": mapped("given to the chat template"),
+    "keep_alive": mapped("how long the model stays in memory after its last use, until a request says otherwise"),
 }
 
 
@@ -48,8 +52,10 @@ class LlamaCppBackend:
     name = BackendName.LLAMACPP
     parameters = _PARAMETERS
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: Pool, clock: Callable[[], float] = time.monotonic) -> None:
+        """Serve the models of ``pool``; ``clock`` gives monotonic seconds."""
         self._pool = pool
+        self._clock = clock
 
     async def chat(self, request: ChatRequest) -> EventStream:
         """Admit a request: lease the model, render and tokenize the prompt, and queue it on the engine.
@@ -58,21 +64,32 @@ class LlamaCppBackend:
             LlmspellError: the request is refused.
 
         """
-        lease = await self._pool.lease(request.spec.model)
+        model, arrived = request.spec.model, self._clock()
+        keep_alive = None if request.keep_alive is None else duration_seconds(request.keep_alive)
+        lease = await self._pool.lease(model, keep_alive)
         try:
+            began = self._clock()
             prompt = await lease.prompt_tokens(request.messages)
-            return GenerationStream(lease, _generation_request(request, prompt, lease.model))
+            generation = _generation_request(request, prompt, lease.model)
+            return GenerationStream(lease, generation, self._clock() - began, self._first_token_noter(model, arrived))
         except BaseException:
             lease.release()
             raise
+
+    def _first_token_noter(self, model: str, arrived: float) -> Callable[[], None]:
+        return lambda: self._pool.note_first_token(model, self._clock() - arrived)
 
     async def models(self) -> Sequence[ModelCard]:
         """List the models of the pool."""
         return self._pool.cards()
 
-    def preloaded(self) -> Sequence[ModelCard]:
+    def preloaded(self) -> Sequence[PreloadedModel]:
         """List the models that the configuration wants in memory from the start."""
-        return self._pool.preloaded_cards()
+        return self._pool.preloaded()
+
+    def progress(self, model: str) -> LoadProgress | None:
+        """Return how far the load of a model is."""
+        return self._pool.progress(model)
 
     async def model(self, model: str) -> ModelCard | None:
         """Describe one model of the pool."""
@@ -94,14 +111,25 @@ class LlamaCppBackend:
 class GenerationStream:
     """The events of one generation; holds the lease until it ends or is closed."""
 
-    def __init__(self, lease: Lease, request: GenerationRequest) -> None:
+    def __init__(
+        self, lease: Lease, request: GenerationRequest, preparation: float, on_first_token: Callable[[], None]
+    ) -> None:
         """Submit the request.
 
+        Args:
+            lease: released when the stream is over.
+            request: what to generate.
+            preparation: seconds that the prompt took to render and tokenize.
+            on_first_token: called when the first output is there.
+
         Raises:
-            LlmspellError: the engine refuses it.
+            LlmspellError: the engine refuses the request.
 
         """
         self._lease = lease
+        self._preparation = preparation
+        self._on_first_token = on_first_token
+        self._has_output = False
         self._ready: list[Event] = []
         self._waiter: asyncio.Future[None] | None = None
         self._is_over = False
@@ -126,10 +154,26 @@ class GenerationStream:
 
     def _on_events(self, events: Sequence[Event]) -> None:
         self._ready += events
+        if not self._has_output and not isinstance(events[-1], Started | Failed):
+            self._has_output = True
+            self._on_first_token()
         if isinstance(events[-1], Finished | Failed):
+            if isinstance(last := events[-1], Finished):
+                self._ready[-1] = replace(last, timings=self._whole(last.timings))
             self._end()
         elif self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
+
+    def _whole(self, timings: Timings) -> Timings:
+        """Add what happened before the engine had the request."""
+        waited = self._lease.waited
+        return Timings(
+            queued=waited.queued + timings.queued,
+            load=waited.load,
+            prompt=self._preparation + timings.prompt,
+            first_token=waited.queued + waited.load + self._preparation + timings.first_token,
+            decode=timings.decode,
+        )
 
     def _end(self) -> None:
         self._is_over = True

@@ -13,7 +13,7 @@ from server.core.errors import ConfigurationError, InvalidModelSpec
 from server.core.model_spec import parse_model_spec
 
 if TYPE_CHECKING:
-    from server.config import Settings
+    from server.config import LoadedSettings, Settings
 
 DEMO_MODEL = "local/demo"
 _FORBIDDEN_IN_NAMES = re.compile(r"[^A-Za-z0-9._\-+ ]+")
@@ -35,8 +35,8 @@ def serve(
         typer.Option(
             "--model",
             metavar="FILE.gguf|SPEC",
-            help="Serve this file as local/NAME, NAME being the file's without .gguf; or load this model of the "
-            "configuration at start. Repeatable.",
+            help="Load this file at start and serve it as local/NAME, NAME being the file's without .gguf; or load "
+            "this model of the configuration at start. Repeatable.",
             show_default=False,
         ),
     ] = None,
@@ -47,18 +47,28 @@ def serve(
     ] = None,
 ) -> None:
     """Serve models over HTTP until Ctrl-C or SIGTERM."""
-    from server.config import load_settings  # noqa: PLC0415 - slow imports, which --help does not need
-
-    overrides = _overrides(host, port, log_level)
-    models = models_from_arguments([*(model or []), *([str(demo_model_path())] if demo else [])])
-    if models:
-        overrides["models"] = models
-    loaded = load_settings(overrides, config)
-    _require_models(loaded.settings)
-    from server.app import create_application  # noqa: PLC0415
+    loaded = load_with_models(config, _overrides(host, port, log_level), model or [], demo=demo)
+    from server.app import create_application  # noqa: PLC0415 - slow imports, which --help does not need
     from server.cli.http_server import run  # noqa: PLC0415
 
     run(loaded, create_application)
+
+
+def load_with_models(
+    config: Path | None, overrides: dict[str, dict[str, Any]], arguments: list[str], *, demo: bool
+) -> LoadedSettings:
+    """Return the configuration with the models of ``--model`` and ``--demo``, which are loaded at start.
+
+    Raises:
+        ConfigurationError: it cannot be used, or there is no model to serve.
+
+    """
+    from server.config import load_settings  # noqa: PLC0415 - slow imports, which --help does not need
+
+    models = models_from_arguments([*arguments, *([str(demo_model_path())] if demo else [])])
+    loaded = load_settings({**overrides, "models": models} if models else overrides, config)
+    _require_models(loaded.settings)
+    return loaded
 
 
 def _overrides(host: str | None, port: int | None, log_level: str | None) -> dict[str, dict[str, Any]]:

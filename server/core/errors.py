@@ -7,6 +7,8 @@
     │   ├── UnsupportedParameter
     │   ├── ContextLengthExceeded
     │   └── InvalidModelSpec
+    ├── Forbidden                   the client may not do that
+    │   └── LocalOnly
     ├── ModelNotFound
     ├── RequestTooLarge
     ├── QueueFull                   try again later
@@ -70,6 +72,18 @@ class InvalidModelSpec(InvalidRequest):
     def __init__(self, message: str) -> None:
         """Create an error about the ``model`` field."""
         super().__init__(message, param="model")
+
+
+class Forbidden(LlmspellError):
+    """The client may not do what it asks for."""
+
+    code = "forbidden"
+
+
+class LocalOnly(Forbidden):
+    """Only clients on this machine may do that."""
+
+    code = "local_only"
 
 
 class ModelNotFound(LlmspellError):

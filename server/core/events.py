@@ -87,9 +87,19 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Where the time of a request went, in seconds."""
+    """Where the time of a request went, in seconds.
+
+    Attributes:
+        queued: waiting: for memory to load the model into, for a sequence and for KV cells.
+        load: waiting for the model to be loaded.
+        prompt: preparing and computing the prompt.
+        first_token: from the arrival at the backend to the first token: all of the above.
+        decode: from the first token to the last.
+
+    """
 
     queued: float = 0.0
+    load: float = 0.0
     prompt: float = 0.0
     first_token: float = 0.0
     decode: float = 0.0

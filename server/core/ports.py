@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol, Self
 
@@ -20,6 +20,7 @@ class ModelState(StrEnum):
     COLD = "cold"
     LOADING = "loading"
     WARM = "warm"
+    DRAINING = "draining"
     FAILED = "failed"
 
 
@@ -38,6 +39,25 @@ class ModelCard:
     size_bytes: int
     context_length: int | None
     capabilities: tuple[str, ...] = ("chat",)
+
+
+@dataclass(frozen=True, slots=True)
+class PreloadedModel:
+    """A model that is to be in memory from the start; ``is_ready`` says whether it has been, and has not failed since.
+
+    One that made room for others later stays ready: the next request has it loaded again.
+    """
+
+    card: ModelCard
+    is_ready: bool
+
+
+@dataclass(frozen=True, slots=True)
+class LoadProgress:
+    """How far a load is that requests wait for: ``fraction`` from 0 to 1; ``is_queued`` while it waits for memory."""
+
+    fraction: float
+    is_queued: bool = False
 
 
 class EventStream(Protocol):
@@ -91,8 +111,12 @@ class Backend(Protocol):
         """List the models this backend can serve; of a backend that is down, none."""
         ...
 
-    def preloaded(self) -> Sequence[ModelCard]:
-        """List the models that must be in memory before the server is ready."""
+    def preloaded(self) -> Sequence[PreloadedModel]:
+        """List the models that must have been in memory before the server is ready."""
+        ...
+
+    def progress(self, model: str) -> LoadProgress | None:
+        """Return how far the load of a model is; ``None`` if nobody has to wait for one, or if it is not known."""
         ...
 
     async def model(self, model: str) -> ModelCard | None:
@@ -109,4 +133,130 @@ class Backend(Protocol):
 
     def refusal(self, spec: ModelSpec) -> LlmspellError | None:
         """Return why a model that is not served, but might be, is not: the backend is down, say."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceMemory:
+    """Memory of one device, in bytes.
+
+    Attributes:
+        name: ``CPU`` for main memory, else ggml's name (``CUDA0``).
+        description: what the device is.
+        budget: what models may take there.
+        taken: what models take there, as far as is known.
+
+    """
+
+    name: str
+    description: str
+    budget: int
+    taken: int
+
+
+@dataclass(frozen=True, slots=True)
+class FirstTokenRecord:
+    """How long the latest requests of a model waited for their first token.
+
+    Attributes:
+        count: requests that the figures are made of.
+        median: seconds; ``None`` without requests.
+        target: seconds that the operator aims at; ``None`` without a target.
+        attainment: share of the requests that met the target, 0 to 1; ``None`` without requests or target.
+
+    """
+
+    count: int = 0
+    median: float | None = None
+    target: float | None = None
+    attainment: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ResidencyStatus:
+    """A model and the memory it takes.
+
+    Attributes:
+        model: name without provider.
+        state: where it stands.
+        is_pinned: whether it stays in memory once it is there.
+        is_preloaded: whether it is loaded at start.
+        predicted: bytes by device that were predicted for the latest load; empty before the first.
+        measured: bytes by device that the latest load was measured to take; ``None`` before the first.
+        num_leases: requests that use it.
+        num_waiting: requests that wait for it to be loaded.
+        last_use: Unix time of the latest use; ``None`` if there was none.
+        keep_alive_until: Unix time at which it is unloaded if nobody uses it; ``None`` for never.
+        context_length: tokens of one sequence; ``None`` before the first load.
+        kv_cells: tokens of all sequences together; ``None`` before the first load.
+        gpu_layers: layers that are on the GPU, the output matrix counted as one; ``None`` before the first load.
+        load_seconds: what the latest load took.
+        progress: of the load that goes on.
+        failure: why the latest load failed.
+        first_token: of the requests since the server started.
+
+    """
+
+    model: str
+    state: ModelState
+    is_pinned: bool = False
+    is_preloaded: bool = False
+    predicted: Mapping[str, int] = field(default_factory=dict)
+    measured: Mapping[str, int] | None = None
+    num_leases: int = 0
+    num_waiting: int = 0
+    last_use: float | None = None
+    keep_alive_until: float | None = None
+    context_length: int | None = None
+    kv_cells: int | None = None
+    gpu_layers: int | None = None
+    load_seconds: float | None = None
+    progress: LoadProgress | None = None
+    failure: str | None = None
+    first_token: FirstTokenRecord = field(default_factory=FirstTokenRecord)
+
+
+class Residency(Protocol):
+    """Which models of this process are in memory, for operators. Models are named as for ``Backend``."""
+
+    def devices(self) -> Sequence[DeviceMemory]:
+        """List the devices that models can be in."""
+        ...
+
+    def statuses(self) -> Sequence[ResidencyStatus]:
+        """List all models, in memory or not."""
+        ...
+
+    def status(self, model: str) -> ResidencyStatus | None:
+        """Describe one model; ``None`` if it does not exist."""
+        ...
+
+    async def load(self, model: str) -> None:
+        """Wait until a model is in memory, having it loaded if it is not.
+
+        Raises:
+            LlmspellError: it cannot be loaded, or does not exist.
+
+        """
+        ...
+
+    async def unload(self, model: str, *, force: bool) -> None:
+        """Wait until a model is out of memory.
+
+        Requests that came before finish first; with ``force`` they end at once, with an error. Later ones have it
+        loaded again. The call can be cancelled, the unload goes on.
+
+        Raises:
+            LlmspellError: it does not exist.
+
+        """
+        ...
+
+    def pin(self, model: str, *, pinned: bool) -> None:
+        """Keep a model in memory once it is there, or no longer.
+
+        Raises:
+            LlmspellError: it does not exist.
+
+        """
         ...

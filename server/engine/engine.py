@@ -204,6 +204,8 @@ class Engine:
             self._deliver(deliveries)
 
     def _drain_inbox(self, *, wait: bool) -> None:
+        if wait and self._inbox.empty():
+            self._runner.rest()
         try:
             while True:
                 self._accept(self._inbox.get(block=wait))

@@ -60,6 +60,10 @@ class Runner(Protocol):
         """Drop all tokens of a sequence."""
         ...
 
+    def rest(self) -> None:
+        """Nothing is to be computed for a while: give up what an idle thread holds and others could use."""
+        ...
+
 
 class Vocabulary(Protocol):
     """The token table of a model."""

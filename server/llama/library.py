@@ -9,14 +9,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from llama_cpp import __version__ as VERSION  # noqa: N812 -- as Python's own constants
 from llama_cpp import llama_cpp
+
+__all__ = ["VERSION", "loading"]
 
 _log = logging.getLogger("server.llama.native")
 
 # ggml_log_level: https://github.com/ggml-org/llama.cpp/blob/master/ggml/include/ggml.h
-_NATIVE_ERROR = 4
+_NATIVE_WARNING, _NATIVE_ERROR = 3, 4
 
-_loading = threading.Lock()
 _of_thread = threading.local()  # errors: the lines of the load that goes on in this thread
 
 
@@ -24,13 +26,14 @@ def _on_log(level: int, text: bytes, _user_data: Any) -> None:  # noqa: ANN401 -
     line = text.decode("utf-8", "replace").strip()
     if not line or line == ".":
         return
-    # Native "info" describes every tensor and "warnings" are about choices that this project makes on purpose. The
-    # errors of a load are told by the exception that follows.
+    # Native "info" describes every tensor and "warnings" are about choices that this project makes on purpose, but for
+    # memory that cannot be locked. The errors of a load are told by the exception that follows.
     errors: list[str] | None = getattr(_of_thread, "errors", None)
     is_error = level == _NATIVE_ERROR
     if is_error and errors is not None:
         errors.append(line)
-    _log.log(logging.WARNING if is_error and errors is None else logging.DEBUG, "%s", line)
+    is_news = (is_error and errors is None) or (level == _NATIVE_WARNING and "failed to mlock" in line)
+    _log.log(logging.WARNING if is_news else logging.DEBUG, "%s", line)
 
 
 _callback = llama_cpp.llama_log_callback(_on_log)
@@ -40,13 +43,13 @@ llama_cpp.llama_backend_init()
 
 @contextmanager
 def loading() -> Iterator[list[str]]:
-    """Hold the right to load, one load at a time, and collect the error lines that llama.cpp logs in this thread.
+    """Collect the error lines that llama.cpp logs in this thread, which is where a load tells its reasons.
 
-    The native loader reports its reasons through the process-wide log only, where engines of other models write, too.
+    Loads may go on side by side: what llama.cpp and ggml keep for the whole process is made once, under locks of their
+    own, and everything else belongs to the model or context that is being made.
     """
-    with _loading:
-        _of_thread.errors = errors = list[str]()
-        try:
-            yield errors
-        finally:
-            _of_thread.errors = None
+    _of_thread.errors = errors = list[str]()
+    try:
+        yield errors
+    finally:
+        _of_thread.errors = None

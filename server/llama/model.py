@@ -4,15 +4,52 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from llama_cpp import llama_cpp
 
 from server.core.errors import ModelLoadingFailed
 from server.llama import library
 from server.llama.cores import usable_cores
+from server.llama.devices import gpu_handles
 from server.llama.vocabulary import LlamaVocabulary
+
+_LOAD_MODES = {
+    (False, False): llama_cpp.LLAMA_LOAD_MODE_NONE,
+    (True, False): llama_cpp.LLAMA_LOAD_MODE_MMAP,
+    (False, True): llama_cpp.LLAMA_LOAD_MODE_MLOCK,
+    (True, True): llama_cpp.LLAMA_LOAD_MODE_MMAP_MLOCK,
+}
+"""By whether the file is mapped, and whether memory is locked."""
+
+
+class LoadAborted(Exception):
+    """A load was ended by its progress callback; nothing is in memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadOptions:
+    """Where the weights of a model go.
+
+    Attributes:
+        gpu_layers: layers kept on GPUs, the output matrix counted as one and first; negative for all. With 0 no GPU has
+            any part in the model.
+        use_mmap: map the file instead of reading it.
+        use_mlock: keep the weights from being swapped out.
+        tensor_split: the share of the layers that each GPU takes, in the order of ``devices()``; GPUs beyond the last
+            share, or with a share of 0, take none. Empty leaves it to llama.cpp, which goes by free memory.
+        main_gpu: the number of the GPU that does what is not split.
+
+    """
+
+    gpu_layers: int = 0
+    use_mmap: bool = True
+    use_mlock: bool = False
+    tensor_split: tuple[float, ...] = ()
+    main_gpu: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +63,7 @@ class ContextOptions:
         batch_size: most tokens of one decode call.
         threads: CPU threads; 0 means one for each physical core that may be used.
         kv_cache_type: ``f16``, ``q8_0`` or ``q4_0``.
+        flash_attention: ``on``, ``off`` or ``auto``, which is on where the device can.
 
     """
 
@@ -35,6 +73,7 @@ class ContextOptions:
     batch_size: int
     threads: int = 0
     kv_cache_type: str = "f16"
+    flash_attention: str = "auto"
 
     @property
     def num_threads(self) -> int:
@@ -56,23 +95,29 @@ class LlamaModel:
         self.chat_template: str | None = template.decode("utf-8", "replace") if template else None
 
     @classmethod
-    def load(cls, path: Path, *, n_gpu_layers: int) -> LlamaModel:
+    def load(
+        cls, path: Path, options: LoadOptions, on_progress: Callable[[float], bool] = lambda _fraction: True
+    ) -> LlamaModel:
         """Load a model file, which ``store.check_gguf`` has found sane.
 
         Args:
             path: the GGUF file, or the first part of a split one.
-            n_gpu_layers: layers kept on the GPU, all if negative.
+            options: where the weights go.
+            on_progress: called in this thread with what is done, from 0 to 1, before each tensor; ends the load by
+                returning ``False``. What it raises ends the load, too, and is raised here.
 
         Raises:
             ModelLoadingFailed: llama.cpp refuses the file, or it holds no model that generates text.
+            LoadAborted: ``on_progress`` returned ``False``.
 
         """
-        params = llama_cpp.llama_model_default_params()
-        params.n_gpu_layers = n_gpu_layers
+        progress = _Progress(on_progress)
+        params, _kept_alive = _model_params(options, progress)
         with library.loading() as errors:
             handle = llama_cpp.llama_model_load_from_file(os.fsencode(path), params)
-            if not handle:
-                raise ModelLoadingFailed(f"{path} cannot be loaded: {_reason(errors)}.")
+        if not handle:
+            progress.raise_reason()
+            raise ModelLoadingFailed(f"{path} cannot be loaded: {_reason(errors)}.")
         if not llama_cpp.llama_model_has_decoder(handle):
             llama_cpp.llama_model_free(handle)
             raise ModelLoadingFailed(f"{path} does not generate text: it is an encoder, such as an embedding model.")
@@ -87,6 +132,55 @@ class LlamaModel:
         if self.handle is not None:
             llama_cpp.llama_model_free(self.handle)
             self.handle = None  # type: ignore[assignment] # no method may be called any more
+
+
+class _Progress:
+    """The callback that llama.cpp calls; an exception cannot pass through native code and is kept for later."""
+
+    def __init__(self, on_progress: Callable[[float], bool]) -> None:
+        self._on_progress = on_progress
+        self._error: BaseException | None = None
+        self._is_aborted = False
+
+    def __call__(self, fraction: float, _user_data: object) -> bool:
+        try:
+            self._is_aborted = not self._on_progress(fraction)
+        except BaseException as error:  # noqa: BLE001 -- raised again where the load ends
+            self._error = error
+        return not self._is_aborted and self._error is None
+
+    def raise_reason(self) -> None:
+        """Raise what ended the load, if that was the callback's doing."""
+        if self._error is not None:
+            raise self._error
+        if self._is_aborted:
+            raise LoadAborted
+
+
+def _model_params(options: LoadOptions, progress: _Progress) -> tuple[Any, Sequence[object]]:
+    """Return native parameters with what they point to, which must live as long as the load."""
+    gpus, shares = _placement(options)
+    params = llama_cpp.llama_model_default_params()
+    params.n_gpu_layers = options.gpu_layers
+    params.load_mode = _LOAD_MODES[options.use_mmap, options.use_mlock]
+    params.main_gpu = options.main_gpu
+    params.progress_callback = callback = llama_cpp.llama_progress_callback(progress)
+    handles = (ctypes.c_void_p * (len(gpus) + 1))(*gpus, None)
+    params.devices = ctypes.cast(handles, ctypes.c_void_p)
+    split = (ctypes.c_float * llama_cpp.LLAMA_MAX_DEVICES)(*shares)
+    params.tensor_split = split
+    return params, (handles, split, callback)
+
+
+def _placement(options: LoadOptions) -> tuple[Sequence[int], Sequence[float]]:
+    """Return the GPUs that take part, with their shares: one that only watched would keep a compute buffer."""
+    if options.gpu_layers == 0:
+        return (), ()
+    gpus = gpu_handles()
+    if not any(options.tensor_split[: len(gpus)]):
+        return gpus, ()
+    used = [(gpu, share) for gpu, share in zip(gpus, options.tensor_split, strict=False) if share]
+    return [gpu for gpu, _ in used], [share for _, share in used]
 
 
 def _reason(errors: list[str]) -> str:

@@ -14,10 +14,16 @@ from server.core.batch import Chunk, RunnerShape
 from server.core.errors import BackendError, ModelLoadingFailed
 from server.llama import library
 from server.llama.model import ContextOptions, LlamaModel
+from server.llama.openmp import end_workers
 
 Logits = npt.NDArray[np.float32]
 
 _CACHE_TYPES = {"f16": llama_cpp.GGML_TYPE_F16, "q8_0": llama_cpp.GGML_TYPE_Q8_0, "q4_0": llama_cpp.GGML_TYPE_Q4_0}
+_FLASH_ATTENTION = {
+    "auto": llama_cpp.LLAMA_FLASH_ATTN_TYPE_AUTO,
+    "on": llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED,
+    "off": llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED,
+}
 _TO_THE_END = -1
 
 # https://github.com/ggml-org/llama.cpp/blob/master/include/llama.h, at llama_decode
@@ -124,6 +130,10 @@ class LlamaRunner:
         """Drop all tokens of a sequence."""
         llama_cpp.llama_memory_seq_rm(self._memory, sequence_id, 0, _TO_THE_END)
 
+    def rest(self) -> None:
+        """End the threads that wait for this one's next computation: they would slow down those of other models."""
+        end_workers()
+
     def close(self) -> None:
         """Free the context. May be called again."""
         if self._context is not None:
@@ -204,4 +214,5 @@ def _context_params(options: ContextOptions) -> Any:  # noqa: ANN401 -- a ctypes
     params.n_threads = params.n_threads_batch = options.num_threads
     params.kv_unified = True
     params.type_k = params.type_v = _CACHE_TYPES[options.kv_cache_type]
+    params.flash_attn_type = _FLASH_ATTENTION[options.flash_attention]
     return params

@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Literal
+
+from server.core.duration import Duration
+
+AutoInt = int | Literal["auto"]
+"""A number, or ``"auto"`` for one that is chosen to fit."""
+MemoryBudget = str | int | Mapping[str, str | int]
+"""A size, ``"auto"``, or sizes by device; ``ledger.parse_memory_size`` reads a size."""
 
 
 class KvCacheType(StrEnum):
@@ -14,11 +23,28 @@ class KvCacheType(StrEnum):
     Q4_0 = "q4_0"
 
 
+class Switch(StrEnum):
+    """A choice that can be left to the server."""
+
+    AUTO = "auto"
+    ON = "on"
+    OFF = "off"
+
+
 @dataclass(frozen=True, slots=True)
 class PoolConfig:
-    """Section ``[llamacpp]``: defaults for every model of the pool.
+    """Section ``[llamacpp]``: the memory that models share, and defaults for every model of the pool.
 
     Attributes:
+        memory_budget: what all models together may take: "auto" for what is free when the server starts, less a
+            reserve; a size such as "12GiB" for the GPU (or for main memory where there is no GPU); or a table of sizes
+            by device such as { CUDA0 = "40GiB", CPU = "16GiB" }.
+        keep_alive: how long a model stays in memory after its last request, where neither the model's own table nor
+            the request says: a duration such as "5m", "0s" for not at all, or "-1s" for as long as there is room.
+        load_timeout: how long a request waits until its model is in memory, a duration.
+        longest_wait_seconds: a request that has waited this long for memory takes it from models in use, which finish
+            what they have; until then models that do not fit together take turns as they fall idle.
+        ttft_target_ms: the time to the first token that requests should meet; 0 means no target.
         max_sequences: sequences that one model decodes together in a batch.
         queue_size: requests of one model that may wait for a sequence or for KV cells; more are refused with 429.
         batch_size: most tokens that one step computes; a cancelled prompt stops after at most this many.
@@ -27,6 +53,11 @@ class PoolConfig:
 
     """
 
+    memory_budget: MemoryBudget = "auto"
+    keep_alive: Duration = Duration("-1s")
+    load_timeout: Duration = Duration("10m")
+    longest_wait_seconds: float = 10.0
+    ttft_target_ms: int = 200
     max_sequences: int = 16
     queue_size: int = 64
     batch_size: int = 512
@@ -40,23 +71,44 @@ class ModelConfig:
 
     Attributes:
         path: the GGUF file (the first part of a split one).
-        context_length: tokens that one sequence may hold, prompt and completion; 0 means what the model was trained
-            for, at most 8192.
-        kv_cells: tokens that all sequences together may hold; 0 means ``context_length`` times ``max_sequences``, at
-            most 32768 but never less than one full sequence.
-        n_gpu_layers: layers kept on the GPU; -1 means all.
+        context_length: tokens that one sequence may hold, prompt and completion; "auto" means what the model was
+            trained for, at most 8192, and less where that does not fit into memory.
+        kv_cells: tokens that all sequences together may hold; "auto" means ``context_length`` times
+            ``max_sequences``, at most 32768, and less where that does not fit, but never less than one full sequence.
+        n_gpu_layers: layers kept on the GPU, the output matrix counted as one; -1 means all, "auto" as many as fit.
         max_sequences: overrides ``[llamacpp] max_sequences``; 0 means not overridden.
-        preload: load at start; the server is ready when all preloaded models can answer.
+        preload: load at start; the server is ready when all preloaded models have been loaded. Models that are not
+            preloaded are loaded by the first request for them.
+        pin: never unload it to make room for others, nor when its keep_alive is over.
+        keep_alive: overrides ``[llamacpp] keep_alive``; empty means not overridden.
+        ttft_target_ms: overrides ``[llamacpp] ttft_target_ms``; -1 means not overridden.
         chat_template: a Jinja file that replaces the template in the GGUF; empty means the GGUF's own.
         kv_cache_type: element type of the KV cache; the quantized ones need less memory and are slightly less exact.
+        flash_attention: compute attention without keeping all its scores; "auto" where the device can.
+        mmap: map the file instead of reading it, so that its pages are shared and can be dropped; "auto" means where
+            that does not cost memory twice (a CPU rearranges some formats when it loads them).
+        mlock: keep the weights from being swapped out.
+        threads: overrides ``[llamacpp] threads``; 0 means not overridden.
+        tensor_split: with several GPUs, the share of the model that each one takes, such as [3, 1]; empty means by free
+            memory.
+        main_gpu: with several GPUs, the number of the one that does what is not split.
 
     """
 
     path: str
-    context_length: int = 0
-    kv_cells: int = 0
-    n_gpu_layers: int = -1
+    context_length: AutoInt = "auto"
+    kv_cells: AutoInt = "auto"
+    n_gpu_layers: AutoInt = "auto"
     max_sequences: int = 0
-    preload: bool = True
+    preload: bool = False
+    pin: bool = False
+    keep_alive: Duration = Duration("")
+    ttft_target_ms: int = -1
     chat_template: str = ""
     kv_cache_type: KvCacheType = KvCacheType.F16
+    flash_attention: Switch = Switch.AUTO
+    mmap: Switch = Switch.AUTO
+    mlock: bool = False
+    threads: int = 0
+    tensor_split: tuple[float, ...] = ()
+    main_gpu: int = 0

@@ -1,30 +1,67 @@
-"""From a configured GGUF file to a model that can generate: the blocking part of a load."""
+"""From a plan to a model that can generate: the blocking part of a load, which gives everything back if it fails."""
 
 from __future__ import annotations
 
 import logging
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from datetime import datetime
-from pathlib import Path
 
-from server.chat.template import CHATML, ChatTemplate
+from server.chat.template import ChatTemplate
 from server.core.errors import ContextLengthExceeded, ModelLoadingFailed
 from server.core.request import Message
 from server.engine.engine import Delivery, Engine
 from server.engine.runner import Tokens
-from server.llama.model import ContextOptions, LlamaModel
+from server.llama.devices import CPU, free_bytes
+from server.llama.main_memory import give_back_freed, resident_bytes
+from server.llama.model import LlamaModel
 from server.llama.runner import LlamaRunner
 from server.pool.config import ModelConfig, PoolConfig
-from server.store.gguf_check import check_gguf
+from server.pool.plan import FileIdentity, LoadPlan, chat_template
 
-_LONGEST_DEFAULT_CONTEXT = 8192
-_MOST_DEFAULT_CELLS = 32768
-_CELLS_PADDING = 256
 _CLOSE_TIMEOUT_SECONDS = 60.0
+_WEIGHTS_SHARE, _CONTEXT_SHARE = 0.95, 0.98  # of the progress, when the weights and the context are there
 
 _log = logging.getLogger(__name__)
+
+
+class LoadCancelled(Exception):
+    """A load was cancelled; nothing of it is in memory."""
+
+
+class LoadMonitor:
+    """How far a load is, and the way to end it early. Any thread may ask, the loading one reports."""
+
+    def __init__(self) -> None:
+        self._fraction = 0.0
+        self._cancelled = threading.Event()
+
+    @property
+    def fraction(self) -> float:
+        """What is done, from 0 to 1."""
+        return self._fraction
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether the load is to be given up."""
+        return self._cancelled.is_set()
+
+    def cancel(self) -> None:
+        """Ask for the load to be given up; it ends with ``LoadCancelled`` soon, unless it is over before."""
+        self._cancelled.set()
+
+    def report(self, fraction: float) -> None:
+        """Note progress.
+
+        Raises:
+            LoadCancelled: somebody has asked for it.
+
+        """
+        self._fraction = fraction
+        if self.is_cancelled:
+            raise LoadCancelled
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +71,8 @@ class LoadedModel:
     Attributes:
         context_length: most tokens of one sequence.
         load_seconds: what the load took.
+        measured: bytes by device that it took, with those that its first large batch will take; the prediction where
+            something else took or gave back memory at the same time.
 
     """
 
@@ -41,6 +80,7 @@ class LoadedModel:
     template: ChatTemplate
     context_length: int
     load_seconds: float
+    measured: Mapping[str, int]
     _model: LlamaModel
     _runner: LlamaRunner
 
@@ -71,13 +111,19 @@ class LoadedModel:
         """Fail what still runs and end the engine; blocking, for a worker thread."""
         self.engine.close(_CLOSE_TIMEOUT_SECONDS)
 
-    def close(self) -> None:
-        """Free the memory of a stopped model that nobody uses any more; blocking, for a worker thread."""
+    def close(self) -> bool:
+        """Give back the memory of a stopped model that nobody uses any more; blocking, for a worker thread.
+
+        Returns whether that was possible: an engine that does not stop for a long time may still be computing there.
+        """
         if not self.engine.close(_CLOSE_TIMEOUT_SECONDS):
-            _log.error("an engine did not stop in time; its memory is not freed")  # it may still be computing there
-            return
-        self._runner.close()
-        self._model.close()
+            _log.error("an engine did not stop in time; its memory is not freed yet")
+            return False
+        with _changes.making():
+            self._runner.close()
+            self._model.close()
+            give_back_freed()
+        return True
 
     def _too_long(self, num_tokens: str) -> ContextLengthExceeded:
         return ContextLengthExceeded(
@@ -88,35 +134,43 @@ class LoadedModel:
 
 
 def load_model(
+    plan: LoadPlan,
     config: ModelConfig,
     pool_config: PoolConfig,
     deliver: Callable[[list[Delivery]], None],
     on_end: Callable[[], None],
+    monitor: LoadMonitor,
 ) -> LoadedModel:
-    """Check, load and warm up a model, and start its engine; blocking, for a worker thread.
+    """Load and warm up a model as planned, and start its engine; blocking, for a worker thread.
+
+    Loads may go on side by side.
 
     Args:
+        plan: how it is loaded.
         config: the model.
         pool_config: what holds for all models.
         deliver: hears the engine's events, on its thread.
         on_end: called from the engine's thread when that ends.
+        monitor: hears of the progress, and can end the load.
 
     Raises:
-        ModelLoadingFailed: the file or its chat template cannot be used.
+        ModelLoadingFailed: the file or its chat template cannot be used; what was taken is given back.
+        LoadCancelled: the monitor was told to; what was taken is given back.
 
     """
     started = time.monotonic()
-    path = Path(config.path)
-    header = check_gguf(path)
-    model = LlamaModel.load(path, n_gpu_layers=config.n_gpu_layers)
-    try:
+    with _changes.making() as change, ExitStack() as undo:
+        undo.callback(give_back_freed)
+        before = _Taken.by(plan)
+        _check_identity(plan)
+        monitor.report(0.0)
+        model = _load_weights(plan, monitor)
+        undo.callback(model.close)
+        _check_identity(plan)  # the weights are of the file that was checked, and not of one that came in between
         template = _template(config, model)
-        options = context_options(config, pool_config, model.trained_context_length, header.position_limit)
-        runner = LlamaRunner(model, options)
-    except BaseException:
-        model.close()
-        raise
-    try:
+        runner = LlamaRunner(model, plan.context)
+        undo.callback(runner.close)
+        monitor.report(_CONTEXT_SHARE)
         engine = Engine(
             runner,
             model.vocabulary,
@@ -125,56 +179,89 @@ def load_model(
             inter_token_target=pool_config.inter_token_target_ms / 1000,
             on_end=on_end,
         )
+        undo.callback(engine.close)
         engine.start()
-    except BaseException:
-        runner.close()
-        model.close()
-        raise
-    return LoadedModel(engine, template, options.sequence_len, time.monotonic() - started, model, runner)
+        monitor.report(1.0)
+        measured = _Taken.by(plan).since(before, plan) if change.is_alone else plan.predicted
+        undo.pop_all()
+    seconds = time.monotonic() - started
+    return LoadedModel(engine, template, plan.context.sequence_len, seconds, measured, model, runner)
 
 
-def context_options(
-    config: ModelConfig, pool_config: PoolConfig, trained_context_length: int, position_limit: int | None = None
-) -> ContextOptions:
-    """Resolve the zeros of the configuration, which mean "choose for me".
-
-    Raises:
-        ModelLoadingFailed: the context is to be longer than ``position_limit``, the positions that the model knows.
-
-    """
-    num_sequences = config.max_sequences or pool_config.max_sequences
-    sequence_len = config.context_length or min(trained_context_length, _LONGEST_DEFAULT_CONTEXT)
-    if position_limit is not None and sequence_len > position_limit:
+def _check_identity(plan: LoadPlan) -> None:
+    if FileIdentity.of(plan.path) != plan.identity:
         raise ModelLoadingFailed(
-            f"{config.path} knows {position_limit} positions; its context_length cannot be {sequence_len}."
+            f"{plan.path} was replaced or changed while it was about to be loaded; send the request again.",
+            retry_after=1.0,
         )
-    default_cells = min(sequence_len * num_sequences, max(sequence_len, _MOST_DEFAULT_CELLS))
-    num_cells = max(config.kv_cells or default_cells, sequence_len)
-    return ContextOptions(
-        num_sequences=num_sequences,
-        # llama.cpp rounds up as well; cells beyond what it is asked for would stay unused
-        num_cells=-(-num_cells // _CELLS_PADDING) * _CELLS_PADDING,
-        sequence_len=sequence_len,
-        batch_size=max(pool_config.batch_size, num_sequences),
-        threads=pool_config.threads,
-        kv_cache_type=config.kv_cache_type.value,
-    )
+
+
+def _load_weights(plan: LoadPlan, monitor: LoadMonitor) -> LlamaModel:
+    def on_progress(fraction: float) -> bool:
+        monitor.report(min(fraction, 1.0) * _WEIGHTS_SHARE)  # tensors that are loaded twice count twice
+        return True
+
+    return LlamaModel.load(plan.path, plan.load, on_progress)
 
 
 def _template(config: ModelConfig, model: LlamaModel) -> ChatTemplate:
     vocabulary = model.vocabulary
-    source = _template_file(config.chat_template) if config.chat_template else model.chat_template or CHATML
-    return ChatTemplate(
-        source,
+    return chat_template(
+        config,
+        model.chat_template,
         bos_text=vocabulary.bos_text,
         eos_text=vocabulary.eos_text,
         control_texts=vocabulary.control_texts,
-        now=lambda: datetime.now().astimezone(),
     )
 
 
-def _template_file(path: str) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ModelLoadingFailed(f"The chat template {path} cannot be read: {error}.") from error
+@dataclass(frozen=True, slots=True)
+class _Taken:
+    """What is taken of devices at one moment: main memory by this process, GPUs by anybody."""
+
+    resident: int
+    free: Mapping[str, int]
+
+    @classmethod
+    def by(cls, plan: LoadPlan) -> _Taken:
+        return cls(resident_bytes(), {device: free_bytes(device) for device in plan.predicted if device != CPU})
+
+    def since(self, before: _Taken, plan: LoadPlan) -> Mapping[str, int]:
+        """Return the bytes by device that were taken in between; as predicted where the system does not tell."""
+        taken = {device: max(before.free[device] - free, 0) for device, free in self.free.items()}
+        if not self.resident:
+            return {**taken, CPU: plan.predicted[CPU]}
+        # Buffers that nothing has touched yet are reserved, and not resident.
+        return {CPU: max(self.resident - before.resident, 0) + plan.later, **taken}
+
+
+class _Change:
+    """A load or an unload; ``is_alone`` as long as no other one has gone on at the same time."""
+
+    is_alone = True
+
+
+class _Changes:
+    """All loads and unloads that go on: the process has one resident size, so only a lone one can be measured."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._current: set[_Change] = set()
+
+    @contextmanager
+    def making(self) -> Iterator[_Change]:
+        """Count as one of them."""
+        change = _Change()
+        with self._lock:
+            self._current.add(change)
+            if len(self._current) > 1:
+                for each in self._current:
+                    each.is_alone = False
+        try:
+            yield change
+        finally:
+            with self._lock:
+                self._current.remove(change)
+
+
+_changes = _Changes()

@@ -1,197 +1,232 @@
-"""The models of this process: which exist, which are in memory, and who gets them.
+"""The models of this process: who uses them, who waits for which, and what operators see of it.
 
-States: cold → loading → warm, or failed. Everything here runs on the event loop, the only writer of this state; loading
-and freeing happen in worker threads whose results come back to it.
+Everything here runs on the event loop. What is loaded and unloaded, and when, is the business of ``turns``.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
-from contextlib import suppress
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from server.core.errors import Draining, LlmspellError, ModelLoadingFailed, ModelNotFound
-from server.core.model_spec import BackendName, equivalent_names
-from server.core.ports import ModelCard, ModelState
-from server.engine.engine import Delivery
+from server.core.duration import duration_seconds
+from server.core.errors import Draining, LlmspellError, ModelNotFound, TimedOut
+from server.core.model_spec import equivalent_names
+from server.core.ports import DeviceMemory, LoadProgress, ModelCard, PreloadedModel, ResidencyStatus
+from server.pool.accounts import MemoryAccounts, shown_bytes
 from server.pool.config import ModelConfig, PoolConfig
-from server.pool.loader import LoadedModel, load_model
-from server.pool.resident import EventDispatch, Lease, Resident
+from server.pool.entry import Entry, Waiter
+from server.pool.footprint_file import FootprintFile
+from server.pool.loader import load_model
+from server.pool.plan import LoadPlan, Machine
+from server.pool.policy import PolicyConfig
+from server.pool.resident import Lease
+from server.pool.turns import LoadModel, Turns
+
+_RETRY_AFTER_LOADING_SECONDS = 10.0
+_DRAINING = Draining(
+    "The server is shutting down; send the request to it again when it is back.",
+    retry_after=5.0,
+)
 
 _log = logging.getLogger(__name__)
 
-Load = Callable[[ModelConfig, PoolConfig, Callable[[list[Delivery]], None], Callable[[], None]], LoadedModel]
-
-_RETRY_AFTER_DRAINING_SECONDS = 5.0
-
-
-@dataclass(slots=True)
-class _Entry:
-    """What the pool knows about one configured model."""
-
-    name: str
-    config: ModelConfig
-    resident: Resident | None = None
-    loading: asyncio.Task[Resident] | None = None
-    has_failed: bool = False
-
-    @property
-    def state(self) -> ModelState:
-        if self.loading is not None:
-            return ModelState.LOADING
-        if self.resident is not None and self.resident.is_alive:
-            return ModelState.WARM
-        return ModelState.FAILED if self.has_failed or self.resident is not None else ModelState.COLD
-
 
 class Pool:
-    """Models by name (``llama3.1:8b``)."""
+    """Models by name (``llama3.1:8b``); ``core.ports.Residency``."""
 
-    def __init__(self, models: Mapping[str, ModelConfig], config: PoolConfig, load: Load = load_model) -> None:
-        """Know the models; ``load`` runs in a worker thread."""
-        self._load_model = load
-        self._entries = {name: _Entry(name, model_config) for name, model_config in models.items()}
-        self._config = config
-        self._is_draining = False
+    def __init__(
+        self,
+        models: Mapping[str, ModelConfig],
+        config: PoolConfig,
+        *,
+        load: LoadModel = load_model,
+        footprints: FootprintFile | None = None,
+        machine: Callable[[], Machine] = Machine.this,
+        policy: PolicyConfig | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Know the models; nothing is loaded.
+
+        Args:
+            models: by name without provider.
+            config: the section ``[llamacpp]``.
+            load: runs in a worker thread.
+            footprints: where measurements are kept between runs.
+            machine: finds the devices; runs in a worker thread, before the first load.
+            policy: how models take turns; by default what ``config`` says.
+            clock: monotonic seconds.
+
+        """
+        self._load_timeout = config.load_timeout
+        self._entries = {name: Entry.of(name, model_config, config) for name, model_config in models.items()}
+        self._accounts = MemoryAccounts(config.memory_budget, machine, footprints or FootprintFile(None))
+        self._clock = clock
+        policy = policy or PolicyConfig(longest_wait_seconds=config.longest_wait_seconds)
+        self._turns = Turns(self._entries.values(), config, self._accounts, load, policy, clock)
+
+    async def lease(self, name: str, keep_alive: float | None = None) -> Lease:
+        """Use a model, having it loaded first if it is not in memory; callers who wait share one load.
+
+        Args:
+            name: the model.
+            keep_alive: seconds that the model stays in memory after its last use from now on, negative for ever; until
+                it is unloaded, or a later request says something else.
+
+        Raises:
+            ModelNotFound: no such model is configured.
+            ModelLoadingFailed: it cannot be loaded.
+            InsufficientMemory: it does not fit, whatever is unloaded.
+            TimedOut: it was not in memory within ``load_timeout``.
+            Draining: the server shuts down.
+
+        """
+        entry = self._require(name)
+        self._refuse_when_draining()
+        waiter = Waiter(self._clock(), keep_alive)
+        if entry.is_usable and not entry.waiters:
+            return self._turns.lease(entry, waiter)
+        return await self._wait(entry, waiter)
+
+    def note_first_token(self, name: str, seconds: float) -> None:
+        """Note how long a request for a model waited for its first token."""
+        self._require(name).first_tokens.add(seconds)
+
+    def progress(self, name: str) -> LoadProgress | None:
+        """Return how far the load of a model is; ``None`` if nobody has to wait for one."""
+        entry = self._find(name)
+        return None if entry is None else entry.progress
+
+    def cards(self) -> list[ModelCard]:
+        """Describe all models."""
+        return [entry.card() for entry in self._entries.values()]
+
+    def card(self, name: str) -> ModelCard | None:
+        """Describe one model; ``None`` if ``lease`` does not know the name."""
+        entry = self._find(name)
+        return None if entry is None else entry.card()
+
+    def has_model(self, name: str) -> bool:
+        """Whether ``lease`` knows the name."""
+        return self._find(name) is not None
 
     async def preload(self) -> None:
         """Load the models that the configuration wants in memory from the start, one after the other.
 
+        One that does not fit beside those before it is left for the first request: it would only drive them out.
+
         Raises:
             ModelLoadingFailed: one of them cannot be loaded.
+            InsufficientMemory: one of them does not fit, even alone.
+            ConfigurationError: the memory budget is wrong.
 
         """
+        if self._entries:
+            await self._accounts.machine()
+        for path in await asyncio.to_thread(_missing, [entry.config.path for entry in self._entries.values()]):
+            _log.warning("there is no file %s; requests for its model will be refused until there is", path)
         for entry in self._entries.values():
-            if entry.config.preload:
-                await self._resident(entry)
+            if entry.config.preload and not entry.is_usable:
+                await self._preload(entry)
 
-    async def lease(self, name: str) -> Lease:
-        """Use a model, loading it first if it is not in memory; concurrent callers share one load.
+    def preloaded(self) -> list[PreloadedModel]:
+        """Describe the models that the configuration wants in memory from the start."""
+        preloaded = [entry for entry in self._entries.values() if entry.config.preload]
+        return [PreloadedModel(entry.card(), entry.has_been_loaded) for entry in preloaded]
+
+    async def close(self) -> None:
+        """Refuse new leases, abort loads, fail what still runs, and free all memory."""
+        await self._turns.close(_DRAINING)
+
+    def devices(self) -> Sequence[DeviceMemory]:
+        """List the devices that models can be in; none before the first look at them."""
+        return self._accounts.devices()
+
+    def statuses(self) -> Sequence[ResidencyStatus]:
+        """List all models, in memory or not."""
+        to_unix = time.time() - self._clock()
+        return [entry.status(to_unix) for entry in self._entries.values()]
+
+    def status(self, model: str) -> ResidencyStatus | None:
+        """Describe one model; ``None`` if it does not exist."""
+        entry = self._find(model)
+        return None if entry is None else entry.status(time.time() - self._clock())
+
+    async def load(self, model: str) -> None:
+        """Wait until a model is in memory, having it loaded if it is not; raises what ``lease`` raises."""
+        entry = self._require(model)
+        self._refuse_when_draining()
+        if not entry.is_usable:
+            (await self._wait(entry, Waiter(self._clock(), is_use=False))).release()
+
+    async def unload(self, model: str, *, force: bool) -> None:
+        """Wait until a model is out of memory; see ``core.ports.Residency``.
 
         Raises:
             ModelNotFound: no such model is configured.
-            ModelLoadingFailed: its file cannot be used.
-            Draining: the server shuts down.
 
         """
-        entry = self._entry(name)
-        if entry is None:
-            raise ModelNotFound(f"The model {name!r} is not configured.", param="model")
-        return (await self._resident(entry)).lease()
+        await self._turns.unload(self._require(model), force=force)
 
-    def cards(self) -> list[ModelCard]:
-        """Describe all models."""
-        return [_card(entry) for entry in self._entries.values()]
+    def pin(self, model: str, *, pinned: bool) -> None:
+        """Keep a model in memory once it is there, or no longer.
 
-    def preloaded_cards(self) -> list[ModelCard]:
-        """Describe the models that the configuration wants in memory from the start."""
-        return [_card(entry) for entry in self._entries.values() if entry.config.preload]
+        Raises:
+            ModelNotFound: no such model is configured.
 
-    def card(self, name: str) -> ModelCard | None:
-        """Describe one model; ``None`` if ``lease`` does not know the name."""
-        entry = self._entry(name)
-        return None if entry is None else _card(entry)
+        """
+        self._require(model).is_pinned = pinned
+        self._turns.wake()
 
-    def has_model(self, name: str) -> bool:
-        """Whether ``lease`` knows the name."""
-        return self._entry(name) is not None
-
-    async def close(self) -> None:
-        """Refuse new leases, fail what still runs, and free all memory."""
-        self._is_draining = True
-        await asyncio.gather(*(self._close(entry) for entry in self._entries.values()))
-
-    def _entry(self, name: str) -> _Entry | None:
+    def _find(self, name: str) -> Entry | None:
         return next((self._entries[each] for each in equivalent_names(name) if each in self._entries), None)
 
+    def _require(self, name: str) -> Entry:
+        entry = self._find(name)
+        if entry is None:
+            raise ModelNotFound(f"The model {name!r} is not configured.", param="model")
+        return entry
+
     def _refuse_when_draining(self) -> None:
-        if self._is_draining:
-            raise Draining(
-                "The server is shutting down; send the request to it again when it is back.",
-                retry_after=_RETRY_AFTER_DRAINING_SECONDS,
-            )
+        if self._turns.is_closing:
+            raise Draining(_DRAINING.message, retry_after=_DRAINING.retry_after)
 
-    async def _resident(self, entry: _Entry) -> Resident:
-        self._refuse_when_draining()
-        if entry.resident is not None and entry.resident.is_alive:
-            return entry.resident
-        if entry.loading is None:
-            entry.loading = asyncio.create_task(self._load(entry))
-        # A caller that goes away must not cancel the load that others wait for.
-        return await asyncio.shield(entry.loading)
-
-    async def _load(self, entry: _Entry) -> Resident:
-        loop = asyncio.get_running_loop()
-        dispatch = EventDispatch(loop)
-
-        def on_end() -> None:
-            with suppress(RuntimeError):  # the loop is closed: the process ends
-                loop.call_soon_threadsafe(self._replace_dead, entry)
-
+    async def _wait(self, entry: Entry, waiter: Waiter) -> Lease:
+        seconds = duration_seconds(self._load_timeout)
         try:
-            await _retire(entry)  # a dead one goes first, because memory may not do for two
-            self._refuse_when_draining()
-            model = await asyncio.to_thread(self._load_model, entry.config, self._config, dispatch.deliver, on_end)
-        except Draining:
+            async with asyncio.timeout(seconds if seconds >= 0 else None):
+                return await self._turns.wait(entry, waiter)
+        except TimeoutError:
+            raise TimedOut(
+                f"local/{entry.name} was not in memory within {self._load_timeout} (load_timeout in [llamacpp]); "
+                "try again later.",
+                retry_after=_RETRY_AFTER_LOADING_SECONDS,
+            ) from None
+
+    async def _preload(self, entry: Entry) -> None:
+        plan = await self._planned(entry)
+        num_bytes = self._accounts.estimate(plan)
+        lacking = self._accounts.lacking(num_bytes)
+        could_fit = all(num <= self._accounts.budgets[device] for device, num in num_bytes.items())
+        if lacking and could_fit and self._accounts.is_anything_taken:
+            figures = ", ".join(
+                f"{shown_bytes(num_bytes[device])} of {shown_bytes(free)} free on {device}"
+                for device, free in lacking.items()
+            )
+            _log.warning("local/%s does not fit beside the others and is not preloaded: needs %s", entry.name, figures)
+            entry.has_been_loaded = True
+            return
+        await self.load(entry.name)
+
+    async def _planned(self, entry: Entry) -> LoadPlan:
+        try:
+            return await self._turns.plan(entry)
+        except LlmspellError as error:
+            entry.failure = error
             raise
-        except LlmspellError:
-            entry.has_failed = True
-            raise
-        except Exception as error:
-            entry.has_failed = True
-            _log.exception("local/%s cannot be loaded", entry.name)
-            raise ModelLoadingFailed(f"{entry.config.path} cannot be loaded: {error}") from error
-        finally:
-            entry.loading = None
-        _log_load(entry, model)
-        entry.has_failed = False
-        entry.resident = Resident(model, dispatch)
-        return entry.resident
-
-    def _replace_dead(self, entry: _Entry) -> None:
-        """Load a model anew whose engine died; without it the server would not be ready, so no request would come."""
-        is_dead = entry.resident is not None and not entry.resident.is_alive
-        if is_dead and entry.config.preload and entry.loading is None and not self._is_draining:
-            _log.warning("local/%s died and is loaded again", entry.name)
-            entry.loading = asyncio.create_task(self._load(entry))
-            entry.loading.add_done_callback(_log_failure)
-
-    async def _close(self, entry: _Entry) -> None:
-        if entry.loading is not None:
-            await asyncio.wait([entry.loading])
-        await _retire(entry)
 
 
-async def _retire(entry: _Entry) -> None:
-    resident, entry.resident = entry.resident, None
-    if resident is not None:
-        await resident.retire()
-
-
-def _log_failure(loading: asyncio.Task[Resident]) -> None:
-    if not loading.cancelled() and (error := loading.exception()) is not None:
-        _log.error("%s", error)
-
-
-def _log_load(entry: _Entry, model: LoadedModel) -> None:
-    _log.info("local/%s is loaded: %d tokens of context, %.1f s", entry.name, model.context_length, model.load_seconds)
-
-
-def _card(entry: _Entry) -> ModelCard:
-    try:
-        status = Path(entry.config.path).stat()
-        size_bytes, created = status.st_size, int(status.st_mtime)
-    except OSError:  # the file went away: the model is listed all the same, and a request says what is wrong
-        size_bytes = created = 0
-    context_length = entry.resident.model.context_length if entry.resident else entry.config.context_length
-    return ModelCard(
-        model=entry.name,
-        backend=BackendName.LLAMACPP,
-        state=entry.state,
-        created=created,
-        size_bytes=size_bytes,
-        context_length=context_length or None,
-    )
+def _missing(paths: Sequence[str]) -> list[str]:
+    return [path for path in paths if not Path(path).is_file()]

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from contextvars import copy_context
+from dataclasses import dataclass
 from typing import Self
 
 from server.core.events import Event
@@ -41,6 +42,14 @@ class EventDispatch:
                 listener(events)
 
 
+@dataclass(frozen=True, slots=True)
+class Waited:
+    """What a lease took to get, in seconds: in the queue for memory, and for the load itself."""
+
+    queued: float = 0.0
+    load: float = 0.0
+
+
 class Resident:
     """A loaded model with its leases. Used on the event loop only.
 
@@ -48,9 +57,11 @@ class Resident:
     holds a lease of its own: whoever asked for the tokens can go away, the thread cannot be stopped.
     """
 
-    def __init__(self, model: LoadedModel, dispatch: EventDispatch) -> None:
+    def __init__(self, model: LoadedModel, dispatch: EventDispatch, on_unused: Callable[[], None]) -> None:
+        """Own ``model``; ``on_unused`` is called whenever its last lease is released."""
         self.model = model
         self.dispatch = dispatch
+        self._on_unused = on_unused
         self._num_leases = 0
         self._unused = asyncio.Event()
         self._unused.set()
@@ -67,17 +78,18 @@ class Resident:
         """Requests that use the model right now."""
         return self._num_leases
 
-    def lease(self) -> Lease:
+    def lease(self, waited: Waited | None = None) -> Lease:
         """Use the model until the lease is released."""
         self._num_leases += 1
         self._unused.clear()
-        return Lease(self)
+        return Lease(self, waited or Waited())
 
     def give_back(self) -> None:
         """Count one user less; called by leases."""
         self._num_leases -= 1
         if self._num_leases == 0:
             self._unused.set()
+            self._on_unused()
 
     async def prompt_tokens(self, messages: tuple[Message, ...]) -> Tokens:
         """``LoadedModel.prompt_tokens`` in a worker thread; when cancelled, work that has not begun is dropped."""
@@ -97,14 +109,17 @@ class Resident:
         await asyncio.to_thread(self.model.stop)
         await self._unused.wait()
         self._tokenizers.shutdown(wait=False)
-        await asyncio.to_thread(self.model.close)
+        # An engine that computes a very long step keeps its memory, and is accounted for, until it has stopped.
+        while not await asyncio.to_thread(self.model.close):
+            pass
 
 
 class Lease:
     """The right to use a loaded model: while it is held, the model stays in memory."""
 
-    def __init__(self, resident: Resident) -> None:
+    def __init__(self, resident: Resident, waited: Waited) -> None:
         self.model = resident.model
+        self.waited = waited
         self._resident = resident
         self._is_released = False
 

@@ -254,6 +254,19 @@ def _spelled(byte: int, tokenizer: str, ids: Mapping[bytes, int]) -> bool:
     return True
 
 
+def split_parts(path: Path) -> tuple[Path, ...]:
+    """Return where the other parts of a split model must be, by the name of its first part; none for other names."""
+    named = SPLIT_NAME.fullmatch(path.name)
+    if named is None or int(named["number"]) != 1:
+        return ()
+    count = int(named["count"])
+    return tuple(_part(path, named["stem"], number, count) for number in range(2, count + 1))
+
+
+def _part(path: Path, stem: str, number: int, count: int) -> Path:
+    return path.with_name(f"{stem}-{number:05}-of-{count:05}.gguf")
+
+
 def _check_parts(header: GgufHeader) -> None:
     if header.split_count == 1:
         return
@@ -263,10 +276,10 @@ def _check_parts(header: GgufHeader) -> None:
         raise ModelLoadingFailed(
             f"{path} is a part of a model in {count} files; keep the names they came with (….-00001-of-{count:05}.gguf)"
         )
-    first = path.with_name(f"{named['stem']}-00001-of-{count:05}.gguf")
+    first = _part(path, named["stem"], 1, count)
     if int(named["number"]) != 1 or header.integer("split.no"):
         raise ModelLoadingFailed(f"{path} is part {named['number']} of a split model; load its first part, {first}")
-    parts = [path.with_name(f"{named['stem']}-{number:05}-of-{count:05}.gguf") for number in range(2, count + 1)]
+    parts = split_parts(path)
     missing = [part.name for part in parts if not part.exists()]
     if missing:
         others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""

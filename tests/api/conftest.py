@@ -8,7 +8,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from api.scripted import ScriptedBackend
+from api.scripted import ScriptedBackend, ScriptedResidency
 from api.serving import Served, serving
 from server.api.application import create_api
 from server.api.config import ApiConfig
@@ -21,14 +21,19 @@ def backend() -> ScriptedBackend:
 
 
 @pytest.fixture
+def residency() -> ScriptedResidency:
+    return ScriptedResidency()
+
+
+@pytest.fixture
 def config() -> ApiConfig:
     """The configuration of ``app``; tests override it by parametrizing ``config`` directly."""
     return ApiConfig()
 
 
 @pytest.fixture
-def app(backend: ScriptedBackend, config: ApiConfig) -> FastAPI:
-    return create_api(ModelRouter([backend], {"gpt-4o-mini": "local/demo"}), config)
+def app(backend: ScriptedBackend, config: ApiConfig, residency: ScriptedResidency) -> FastAPI:
+    return create_api(ModelRouter([backend], {"gpt-4o-mini": "local/demo"}), config, residency=residency)
 
 
 @pytest.fixture

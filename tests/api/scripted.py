@@ -4,23 +4,32 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Self
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
 
 from server.backends.llamacpp import LlamaCppBackend
-from server.core.errors import LlmspellError
+from server.core.errors import LlmspellError, ModelNotFound
 from server.core.events import ChoiceFinished, Event, Failed, Finished, FinishReason, Started, TextDelta, Timings, Usage
 from server.core.model_spec import BackendName, ModelSpec, equivalent_names
 from server.core.parameters import ParameterSupport
-from server.core.ports import EventStream, ModelCard, ModelState
+from server.core.ports import (
+    DeviceMemory,
+    EventStream,
+    LoadProgress,
+    ModelCard,
+    ModelState,
+    PreloadedModel,
+    ResidencyStatus,
+)
 from server.core.request import ChatRequest
 
 Script = Callable[[ChatRequest], AsyncIterator[Sequence[Event]]]
 USAGE = Usage(prompt_tokens=7, completion_tokens=2, cached_tokens=3)
+TIMINGS = Timings(queued=0.25, load=1.5, prompt=0.0625, first_token=1.8125, decode=0.0123456)
 
 
 def finished(usage: Usage = USAGE) -> Finished:
-    return Finished(usage, Timings())
+    return Finished(usage, TIMINGS)
 
 
 async def say_hello(request: ChatRequest) -> AsyncIterator[Sequence[Event]]:
@@ -94,7 +103,10 @@ class ScriptedBackend:
     held: int = 0
     name: BackendName = BackendName.LLAMACPP
     parameters: Mapping[str, ParameterSupport] = field(default_factory=lambda: LlamaCppBackend.parameters)
-    preloaded_cards: list[ModelCard] = field(default_factory=list)
+    preloads: list[PreloadedModel] = field(default_factory=list)
+    reports: list[LoadProgress | None] = field(default_factory=list)
+    """How far the load is, each time that somebody asks; with the last report, requests are admitted."""
+    progress_asked: list[str] = field(default_factory=list)
     refusals: dict[str, LlmspellError] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -119,8 +131,17 @@ class ScriptedBackend:
     async def models(self) -> Sequence[ModelCard]:
         return self.cards
 
-    def preloaded(self) -> Sequence[ModelCard]:
-        return self.preloaded_cards
+    def preloaded(self) -> Sequence[PreloadedModel]:
+        return self.preloads
+
+    def progress(self, model: str) -> LoadProgress | None:
+        self.progress_asked.append(model)
+        if not self.reports:
+            return None
+        report = self.reports.pop(0)
+        if not self.reports and self.admission is not None:
+            self.admission.set()
+        return report
 
     async def model(self, model: str) -> ModelCard | None:
         return next((card for card in self.cards if card.model in equivalent_names(model)), None)
@@ -147,3 +168,60 @@ class ScriptedBackend:
         """Wait until exactly ``count`` requests hold something."""
         async with asyncio.timeout(10), self.changed:
             await self.changed.wait_for(lambda: self.held == count)
+
+
+@dataclass
+class ScriptedResidency:
+    """Implements ``server.core.ports.Residency``; notes what it is asked to do."""
+
+    models: dict[str, ResidencyStatus] = field(
+        default_factory=lambda: {"demo": ResidencyStatus("demo", ModelState.WARM)}
+    )
+    memory: list[DeviceMemory] = field(default_factory=list)
+    calls: list[tuple[object, ...]] = field(default_factory=list)
+    gate: asyncio.Event | None = None
+    """What loads and unloads wait for."""
+    failure: LlmspellError | None = None
+
+    def __post_init__(self) -> None:
+        self.cancelled = asyncio.Event()
+        self.waiting = asyncio.Event()
+
+    def devices(self) -> Sequence[DeviceMemory]:
+        return self.memory
+
+    def statuses(self) -> Sequence[ResidencyStatus]:
+        return list(self.models.values())
+
+    def status(self, model: str) -> ResidencyStatus | None:
+        return next((self.models[name] for name in equivalent_names(model) if name in self.models), None)
+
+    async def load(self, model: str) -> None:
+        self.calls.append(("load", model))
+        await self._wait()
+        self._become(model, state=ModelState.WARM)
+
+    async def unload(self, model: str, *, force: bool) -> None:
+        self.calls.append(("unload", model, force))
+        await self._wait()
+        self._become(model, state=ModelState.COLD)
+
+    def pin(self, model: str, *, pinned: bool) -> None:
+        self.calls.append(("pin", model, pinned))
+        self._become(model, is_pinned=pinned)
+
+    async def _wait(self) -> None:
+        self.waiting.set()
+        if self.gate is not None:
+            try:
+                await self.gate.wait()
+            except asyncio.CancelledError:
+                self.cancelled.set()
+                raise
+        if self.failure is not None:
+            raise self.failure
+
+    def _become(self, model: str, **changes: Any) -> None:  # noqa: ANN401 - fields of a status
+        if model not in self.models:
+            raise ModelNotFound("gone")
+        self.models[model] = replace(self.models[model], **changes)

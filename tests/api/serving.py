@@ -28,8 +28,9 @@ class Reply:
         return dict(json.loads(self.body)["error"])
 
 
-def http_request(body: bytes, path: str = CHAT, method: str = "POST", headers: str = "") -> bytes:
-    return f"{method} {path} HTTP/1.1\r\nhost: test\r\ncontent-length: {len(body)}\r\n{headers}\r\n".encode() + body
+def http_request(body: bytes, path: str = CHAT, method: str = "POST", headers: str = "", host: str = "test") -> bytes:
+    head = f"{method} {path} HTTP/1.1\r\nhost: {host}\r\ncontent-length: {len(body)}\r\n{headers}\r\n"
+    return head.encode() + body
 
 
 class Connection:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from server.api.errors import error_response, field_path, status_and_type
@@ -16,6 +18,8 @@ EXPECTED = {
     core.UnsupportedParameter: 400,
     core.ContextLengthExceeded: 400,
     core.InvalidModelSpec: 400,
+    core.Forbidden: 403,
+    core.LocalOnly: 403,
     core.ModelNotFound: 404,
     core.RequestTooLarge: 413,
     core.QueueFull: 429,
@@ -41,6 +45,11 @@ def test_every_error_has_its_status(error: type[core.LlmspellError]) -> None:
         (core.QueueFull(""), {}),
         (core.Draining("", retry_after=5), {"retry-after": "5", "retry-after-ms": "5000"}),
         (core.ModelLoadingFailed(""), {"x-should-retry": "false", "retry-after": "60"}),
+        (core.InsufficientMemory(""), {"x-should-retry": "false", "retry-after": "60"}),
+        (core.InsufficientMemory("", retry_after=1.5), {"retry-after": "2", "retry-after-ms": "1500"}),
+        (core.TimedOut(""), {}),
+        (core.TimedOut("", retry_after=10), {"retry-after": "10", "retry-after-ms": "10000"}),
+        (core.LocalOnly(""), {}),
         (core.LlmspellError(""), {"x-should-retry": "false"}),
         (core.BackendError(""), {}),
         (core.InvalidRequest(""), {}),
@@ -54,6 +63,21 @@ def test_says_when_a_retry_can_help(error: core.LlmspellError, headers: dict[str
 
 def test_a_message_that_is_not_unicode_is_still_json() -> None:
     assert b"\\ud800" in bytes(error_response(core.ModelLoadingFailed("\ud800.gguf")).body)
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "code"),
+    [
+        (core.InsufficientMemory("full"), 503, "insufficient_memory"),
+        (core.TimedOut("slow"), 504, "timeout"),
+        (core.LocalOnly("remote"), 403, "local_only"),
+    ],
+)
+def test_codes_are_part_of_the_interface(error: core.LlmspellError, status: int, code: str) -> None:
+    response = error_response(error)
+
+    assert response.status_code == status
+    assert json.loads(bytes(response.body))["error"]["code"] == code
 
 
 def test_paths_are_written_as_openai_does() -> None:

@@ -67,7 +67,10 @@ async def test_the_access_log_has_one_line_for_each_request(
     first, second, third = [record.getMessage() for record in caplog.records if record.name == "server.access"]
     for line in (first, second):
         assert line.startswith("POST /v1/chat/completions 200 ")
-        assert line.endswith("ms model='local/demo' prompt_tokens=7 completion_tokens=2")
+        assert line.endswith(
+            "ms model='local/demo' prompt_tokens=7 completion_tokens=2 cached_tokens=3 queue_ms=250.0 load_ms=1500.0 "
+            "prompt_ms=62.5 first_token_ms=1812.5 decode_ms=12.346"
+        )
     assert third.startswith("GET /a%0Ab 404 ")
 
 

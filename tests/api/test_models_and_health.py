@@ -7,7 +7,7 @@ from openai.types import Model
 
 from api.scripted import ScriptedBackend, card
 from api.serving import Served
-from server.core.ports import ModelState
+from server.core.ports import ModelState, PreloadedModel
 
 
 async def test_lists_models_as_openai_does(client: httpx.AsyncClient, backend: ScriptedBackend) -> None:
@@ -55,28 +55,31 @@ async def test_the_official_client_lists_and_retrieves(served: Served) -> None:
 
 
 @pytest.mark.parametrize(
-    ("states", "code", "status"),
+    ("models", "code", "status"),
     [
         ([], 200, "ready"),
-        ([ModelState.WARM], 200, "ready"),
-        ([ModelState.WARM, ModelState.LOADING], 503, "loading"),
-        ([ModelState.COLD], 503, "loading"),
-        ([ModelState.LOADING, ModelState.FAILED], 503, "failed"),
+        ([(ModelState.WARM, True)], 200, "ready"),
+        ([(ModelState.WARM, True), (ModelState.COLD, True)], 200, "ready"),
+        ([(ModelState.LOADING, True), (ModelState.DRAINING, True)], 200, "ready"),
+        ([(ModelState.WARM, True), (ModelState.LOADING, False)], 503, "loading"),
+        ([(ModelState.COLD, False)], 503, "loading"),
+        ([(ModelState.LOADING, False), (ModelState.FAILED, False)], 503, "failed"),
+        ([(ModelState.WARM, True), (ModelState.FAILED, False)], 503, "failed"),
     ],
 )
-async def test_ready_means_that_preloaded_models_can_answer(
-    client: httpx.AsyncClient, backend: ScriptedBackend, states: list[ModelState], code: int, status: str
+async def test_ready_means_that_preloaded_models_have_been_loaded(
+    client: httpx.AsyncClient, backend: ScriptedBackend, models: list[tuple[ModelState, bool]], code: int, status: str
 ) -> None:
-    preloaded = [card(f"m{index}", state) for index, state in enumerate(states)]
-    backend.cards = [*preloaded, card("lazy", ModelState.COLD)]
-    backend.preloaded_cards = preloaded
+    preloads = [PreloadedModel(card(f"m{index}", state), is_ready=ready) for index, (state, ready) in enumerate(models)]
+    backend.cards = [*(model.card for model in preloads), card("lazy", ModelState.COLD)]
+    backend.preloads = preloads
 
     for path in ("/health", "/health/ready"):
         response = await client.get(path)
         assert response.status_code == code
         assert response.json() == {
             "status": status,
-            "models": {f"local/m{index}": state.value for index, state in enumerate(states)},
+            "models": {f"local/m{index}": state.value for index, (state, _) in enumerate(models)},
         }
         assert (await client.head(path)).status_code == code
 

@@ -50,7 +50,10 @@ BODY = st.fixed_dictionaries(
         "stop": TEXT | st.lists(TEXT, max_size=5) | JSON,
         "logit_bias": st.dictionaries(st.integers(-1, 9).map(str) | st.text(), NUMBERS, max_size=3) | JSON,
         "metadata": st.dictionaries(st.text(), st.text() | JSON, max_size=3) | JSON,
-        "stream_options": st.fixed_dictionaries({}, optional={"include_usage": st.booleans() | JSON}) | JSON,
+        "stream_options": st.fixed_dictionaries(
+            {}, optional=dict.fromkeys(["include_usage", "include_timings"], st.booleans() | JSON)
+        )
+        | JSON,
         "tools": JSON,
         "surprise": JSON,
     },

@@ -270,6 +270,9 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"keep_alive": ""}, "keep_alive"),
     ({"keep_alive": "abc"}, "keep_alive"),
     ({"keep_alive": "5 m"}, "keep_alive"),
+    ({"keep_alive": "600000h"}, "keep_alive"),
+    ({"keep_alive": "-600000h"}, "keep_alive"),
+    ({"keep_alive": "9" * 500 + "h"}, "keep_alive"),
     ({"keep_alive": "5m\n"}, "keep_alive"),
     ({"keep_alive": True}, "keep_alive"),
     ({"keep_alive": []}, "keep_alive"),
@@ -362,7 +365,7 @@ async def test_fallback_is_told(both: httpx.AsyncClient, backend: ScriptedBacken
 
 
 @pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize("more", [{"tools": [TIME]}, {"keep_alive": "5m"}, {"reasoning_effort": "low"}])
+@pytest.mark.parametrize("more", [{"tools": [TIME]}, {"num_ctx": 4096}, {"reasoning_effort": "low"}])
 async def test_no_fallback_to_a_backend_that_lacks_a_parameter(
     both: httpx.AsyncClient,
     backend: ScriptedBackend,

@@ -116,14 +116,16 @@ def test_one_bad_model_of_two(tmp_path: Path, tiny_model: Path) -> None:
 
 
 def test_a_model_that_vanishes_or_cannot_be_read(tmp_path: Path) -> None:
-    (tmp_path / "config.toml").write_text('[models."local/gone"]\npath = "gone.gguf"\n', encoding="utf-8")
+    (tmp_path / "config.toml").write_text(
+        '[models."local/gone"]\npath = "gone.gguf"\npreload = true\n', encoding="utf-8"
+    )
     said = refusal("--config", "config.toml", home=tmp_path)
     assert "gone.gguf" in said
 
 
 def test_a_template_that_is_not_jinja(tmp_path: Path, tiny_model: Path) -> None:
     (tmp_path / "broken.jinja").write_text("{% if %}", encoding="utf-8")
-    config = f'[models."local/tiny"]\npath = "{tiny_model}"\nchat_template = "broken.jinja"\n'
+    config = f'[models."local/tiny"]\npath = "{tiny_model}"\nchat_template = "broken.jinja"\npreload = true\n'
     (tmp_path / "config.toml").write_text(config, encoding="utf-8")
     said = refusal("--config", "config.toml", home=tmp_path)
     assert "template" in said

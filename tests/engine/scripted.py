@@ -118,6 +118,7 @@ class ScriptedRunner:
         self.before_decode: Callable[[Sequence[Chunk]], None] = lambda _: None
         self.fails_to_warm_up: Exception | None = None
         self.before_clear: Callable[[int], None] = lambda _: None
+        self.on_rest: Callable[[], None] = lambda: None
         self.seconds: Callable[[Sequence[Chunk]], float] = lambda _: 0.0
         self.most_cells = 0
         self._model = model
@@ -182,6 +183,10 @@ class ScriptedRunner:
         self.num_cleared += 1
         self._held[sequence_id] = []
         self._broken.discard(sequence_id)
+
+    def rest(self) -> None:
+        self._check_thread()
+        self.on_rest()
 
     def _check_batch(self, chunks: Sequence[Chunk]) -> None:
         ids = [chunk.sequence_id for chunk in chunks]

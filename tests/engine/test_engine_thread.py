@@ -49,6 +49,19 @@ def test_the_thread_serves_and_then_waits_for_more() -> None:
             assert bench.wait_for(one, lambda heard: heard.is_over).text() == expected
 
 
+def test_the_runner_rests_whenever_there_is_nothing_to_do() -> None:
+    runner, rested = ScriptedRunner(babbling()), threading.Semaphore(0)
+    runner.on_rest = rested.release
+    with running(runner) as bench:
+        for _ in range(3):
+            assert rested.acquire(timeout=TIMEOUT)
+            one = bench.submit("abc", max_tokens=20, sampling=ENDLESS)
+            bench.wait_for(one, lambda heard: heard.is_over)
+            assert not bench.runner.violations
+        assert rested.acquire(timeout=TIMEOUT)
+        assert not rested.acquire(blocking=False)  # and not between the steps
+
+
 def test_requests_from_many_threads_are_all_served() -> None:
     ids: list[int] = []
     with running() as bench:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from gguf_shapes import write_hybrid, write_llama, write_recurrent, write_sliding_window
 
-from server.llama.model import ContextOptions, LlamaModel
+from server.llama.model import ContextOptions, LlamaModel, LoadOptions
 from server.llama.runner import LlamaRunner
 
 WRITERS: dict[str, Callable[[Path], object]] = {
@@ -24,7 +24,7 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     """A model of each kind."""
     path = tmp_path_factory.mktemp("shapes") / "model.gguf"
     WRITERS[request.param](path)
-    loaded = LlamaModel.load(path, n_gpu_layers=0)
+    loaded = LlamaModel.load(path, LoadOptions())
     yield loaded
     loaded.close()
 

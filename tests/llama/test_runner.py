@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from server.core.batch import Chunk
 from server.core.errors import BackendError
-from server.llama.model import ContextOptions, LlamaModel
+from server.llama.devices import system_info
+from server.llama.model import ContextOptions, LlamaModel, LoadOptions
 from server.llama.runner import LlamaRunner, Logits
 
 PROMPT = list(range(20, 60))
@@ -71,7 +74,7 @@ def test_sharing_more_than_there_is_is_refused(runner: LlamaRunner) -> None:
 
 
 def test_dense_model_shares_every_prefix(dense_path: Path) -> None:
-    model = LlamaModel.load(dense_path, n_gpu_layers=0)
+    model = LlamaModel.load(dense_path, LoadOptions())
     runner = LlamaRunner(model, ContextOptions(2, 256, 256, 64, threads=1))
     last_logits(runner, 0, PROMPT)
 
@@ -82,7 +85,7 @@ def test_dense_model_shares_every_prefix(dense_path: Path) -> None:
 
 
 def test_a_batch_is_never_larger_than_the_cache(dense_path: Path) -> None:
-    model = LlamaModel.load(dense_path, n_gpu_layers=0)
+    model = LlamaModel.load(dense_path, LoadOptions())
     runner = LlamaRunner(model, ContextOptions(1, 256, 200, 512, threads=1))
     assert runner.shape.batch_size == 256
     last_logits(runner, 0, [5] * 256)
@@ -91,7 +94,7 @@ def test_a_batch_is_never_larger_than_the_cache(dense_path: Path) -> None:
 
 
 def test_full_cache_is_an_error_and_leaves_a_usable_runner(dense_path: Path) -> None:
-    model = LlamaModel.load(dense_path, n_gpu_layers=0)
+    model = LlamaModel.load(dense_path, LoadOptions())
     runner = LlamaRunner(model, ContextOptions(2, 256, 256, 64, threads=1))
     expected = last_logits(runner, 0, PROMPT)
     runner.clear(0)
@@ -103,6 +106,30 @@ def test_full_cache_is_an_error_and_leaves_a_usable_runner(dense_path: Path) -> 
     runner.clear(0)
     runner.clear(1)
 
+    np.testing.assert_allclose(last_logits(runner, 1, PROMPT), expected, atol=2e-3)
+    runner.close()
+    model.close()
+
+
+def num_workers_after_rest(runner: LlamaRunner, expected: int) -> int:
+    """Count threads; one that ends is still counted for a moment."""
+    runner.rest()
+    process, deadline = psutil.Process(), time.monotonic() + 10
+    while (count := process.num_threads()) != expected and time.monotonic() < deadline:
+        pass
+    return count
+
+
+def test_a_runner_that_rests_has_no_threads_and_computes_the_same_afterwards(dense_path: Path) -> None:
+    model = LlamaModel.load(dense_path, LoadOptions())
+    runner = LlamaRunner(model, ContextOptions(2, 256, 256, 64, threads=3))
+    runner.rest()
+    num_before = psutil.Process().num_threads()
+    expected = last_logits(runner, 0, PROMPT)
+    has_openmp = "OPENMP = 1" in system_info()
+    assert not has_openmp or psutil.Process().num_threads() == num_before + 2
+
+    assert num_workers_after_rest(runner, num_before) == num_before
     np.testing.assert_allclose(last_logits(runner, 1, PROMPT), expected, atol=2e-3)
     runner.close()
     model.close()

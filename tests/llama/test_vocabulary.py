@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from server.core.errors import InvalidRequest
-from server.llama.model import LlamaModel
+from server.llama.model import LlamaModel, LoadOptions
 
 
 def text_of(model: LlamaModel, tokens: list[int]) -> str:
@@ -45,7 +45,7 @@ def recursing_model(dense_path: Path, tmp_path_factory: pytest.TempPathFactory) 
     """A model whose text is cut into words by ``std::regex``."""
     path = tmp_path_factory.mktemp("shapes") / "recursing.gguf"
     path.write_bytes(dense_path.read_bytes().replace(b"qwen2", b"youtu", 1))
-    loaded = LlamaModel.load(path, n_gpu_layers=0)
+    loaded = LlamaModel.load(path, LoadOptions())
     yield loaded
     loaded.close()
 

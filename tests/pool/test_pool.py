@@ -1,52 +1,26 @@
-"""The pool over real files; the loader is wrapped to count and to hold loads, never replaced by a fake."""
+"""One model of a pool: loads that callers share, failures, and the way out of memory."""
 
 from __future__ import annotations
 
 import asyncio
 import shutil
 import threading
-from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import psutil
 import pytest
 from gguf_shapes import LlamaShape, write_llama
+from pools import TIMEOUT, Loader, generate, pool_config, state_of, until
 
 from server.core.errors import ContextLengthExceeded, Draining, ModelLoadingFailed, ModelNotFound
-from server.core.events import Event, Failed, Finished
+from server.core.events import Failed, Finished
 from server.core.ports import ModelState
-from server.core.request import Message, Role, SamplingParameters
-from server.engine.engine import Delivery
-from server.engine.sequence import GenerationRequest
-from server.pool.config import ModelConfig, PoolConfig
-from server.pool.loader import LoadedModel, context_options, load_model
+from server.core.request import Message, Role
+from server.pool.config import ModelConfig
+from server.pool.loader import LoadedModel
 from server.pool.pool import Pool
-from server.pool.resident import Lease
 
-CONFIG = PoolConfig(max_sequences=2, threads=1)
-TIMEOUT = 30.0
 MESSAGES = (Message(Role.USER, "hello"),)
-
-
-class Loader:
-    """``load_model`` that counts, and waits for ``gate`` if there is one."""
-
-    def __init__(self) -> None:
-        self.num_loads = 0
-        self.gate: threading.Event | None = None
-
-    def __call__(
-        self,
-        config: ModelConfig,
-        pool_config: PoolConfig,
-        deliver: Callable[[list[Delivery]], None],
-        on_end: Callable[[], None],
-    ) -> LoadedModel:
-        self.num_loads += 1
-        if self.gate is not None:
-            assert self.gate.wait(TIMEOUT)
-        return load_model(config, pool_config, deliver, on_end)
 
 
 @pytest.fixture(scope="session")
@@ -62,42 +36,22 @@ def loader() -> Loader:
 
 
 def pool_of(path: Path, loader: Loader, *, preload: bool = False) -> Pool:
-    return Pool({"tiny": ModelConfig(path=str(path), preload=preload)}, CONFIG, loader)
-
-
-def state_of(pool: Pool) -> ModelState:
-    return pool.cards()[0].state
-
-
-async def generate(lease: Lease, max_tokens: int = 5) -> list[Event]:
-    events: list[Event] = []
-    over = asyncio.Event()
-
-    def listen(batch: object) -> None:
-        assert isinstance(batch, list)
-        events.extend(batch)
-        if isinstance(events[-1], Finished | Failed):
-            over.set()
-
-    prompt = np.arange(20, 30, dtype=np.int32)
-    lease.submit(GenerationRequest(prompt, SamplingParameters(temperature=0, ignore_eos=True), max_tokens), listen)
-    await asyncio.wait_for(over.wait(), TIMEOUT)
-    return events
+    return Pool({"tiny": ModelConfig(path=str(path), preload=preload)}, pool_config(), load=loader)
 
 
 async def test_concurrent_leases_share_one_load(model_path: Path, loader: Loader) -> None:
     pool = pool_of(model_path, loader)
-    assert state_of(pool) is ModelState.COLD
+    assert state_of(pool, "tiny") is ModelState.COLD
     loader.gate = threading.Event()
 
     waiting = [asyncio.create_task(pool.lease("tiny")) for _ in range(5)]
     await asyncio.sleep(0)
-    assert state_of(pool) is ModelState.LOADING
+    assert state_of(pool, "tiny") is ModelState.LOADING
     loader.gate.set()
     leases = await asyncio.gather(*waiting)
 
     assert loader.num_loads == 1
-    assert state_of(pool) is ModelState.WARM
+    assert state_of(pool, "tiny") is ModelState.WARM
     assert isinstance((await generate(leases[0]))[-1], Finished)
     for lease in leases:
         lease.release()
@@ -130,10 +84,10 @@ async def test_a_failed_load_reaches_everyone_and_is_tried_again(
     results = await asyncio.gather(*(pool.lease("tiny") for _ in range(3)), return_exceptions=True)
 
     assert all(isinstance(result, ModelLoadingFailed) for result in results)
-    assert (loader.num_loads, state_of(pool)) == (1, ModelState.FAILED)
+    assert (loader.num_loads, state_of(pool, "tiny")) == (0, ModelState.FAILED)
     shutil.copy(model_path, path)
     with await pool.lease("tiny"):
-        assert state_of(pool) is ModelState.WARM
+        assert state_of(pool, "tiny") is ModelState.WARM
     await pool.close()
 
 
@@ -155,7 +109,7 @@ async def test_unknown_models_are_not_found(model_path: Path, loader: Loader) ->
 
 async def test_only_preloaded_models_are_loaded_at_start(model_path: Path, loader: Loader) -> None:
     config = {name: ModelConfig(path=str(model_path), preload=name == "hot") for name in ("hot", "cold")}
-    pool = Pool(config, CONFIG, loader)
+    pool = Pool(config, pool_config(), load=loader)
     await pool.preload()
     assert {card.model: card.state for card in pool.cards()} == {"hot": ModelState.WARM, "cold": ModelState.COLD}
     await pool.close()
@@ -169,7 +123,7 @@ async def test_a_dead_engine_is_replaced_when_its_last_lease_is_back(model_path:
     waiting = asyncio.create_task(pool.lease("tiny"))
     # the old model may still be tokenizing for somebody: its vocabulary has to be there
     assert len(await first.prompt_tokens(MESSAGES)) > 0
-    assert (loader.num_loads, state_of(pool)) == (1, ModelState.LOADING)
+    assert (loader.num_loads, state_of(pool, "tiny")) == (1, ModelState.DRAINING)
     first.release()
 
     with await asyncio.wait_for(waiting, TIMEOUT) as second:
@@ -184,9 +138,8 @@ async def test_a_preloaded_model_that_died_is_loaded_again_unasked(model_path: P
     await pool.preload()
     with await pool.lease("tiny") as first:
         first.model.engine.close(TIMEOUT)
-    assert state_of(pool) is ModelState.FAILED
-    await asyncio.sleep(0)  # one turn of the loop brings the news from the engine's thread
-    assert state_of(pool) is ModelState.LOADING
+    assert state_of(pool, "tiny") is ModelState.FAILED
+    await until(lambda: loader.num_loads == 2)  # the news from the engine's thread comes by the loop
     with await pool.lease("tiny") as second:
         assert isinstance((await generate(second))[-1], Finished)
     await pool.close()
@@ -207,9 +160,9 @@ async def test_memory_is_not_freed_under_a_tokenizer_whose_caller_went_away(
         assert not freed.is_set()
         return tokenize(model, messages)
 
-    def note(model: LoadedModel) -> None:
+    def note(model: LoadedModel) -> bool:
         freed.set()
-        close(model)
+        return close(model)
 
     monkeypatch.setattr(LoadedModel, "prompt_tokens", slowly)
     monkeypatch.setattr(LoadedModel, "close", note)
@@ -266,26 +219,3 @@ async def test_loading_and_closing_gives_the_memory_back(tmp_path: Path, loader:
     warm = [await load_and_close() for _ in range(3)][-1]
     later = [await load_and_close() for _ in range(5)][-1]
     assert later - warm < 3 * path.stat().st_size
-
-
-@pytest.mark.parametrize(
-    ("config", "trained", "expected"),
-    [
-        (ModelConfig(""), 2048, (16, 32768, 2048)),
-        (ModelConfig(""), 131072, (16, 32768, 8192)),
-        (ModelConfig("", context_length=65536), 131072, (16, 65536, 65536)),
-        (ModelConfig("", context_length=1000, max_sequences=1), 2048, (1, 1024, 1000)),
-        (ModelConfig("", kv_cells=100), 512, (16, 512, 512)),
-        (ModelConfig("", kv_cells=20000), 512, (16, 20224, 512)),
-    ],
-)
-def test_what_the_zeros_of_the_configuration_mean(
-    config: ModelConfig, trained: int, expected: tuple[int, int, int]
-) -> None:
-    options = context_options(config, PoolConfig(), trained)
-    assert (options.num_sequences, options.num_cells, options.sequence_len) == expected
-
-
-def test_a_context_is_not_longer_than_the_positions_that_a_model_has_learned() -> None:
-    with pytest.raises(ModelLoadingFailed, match="knows 512 positions"):
-        context_options(ModelConfig("m.gguf", context_length=513), PoolConfig(), 2048, 512)

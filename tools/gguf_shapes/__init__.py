@@ -3,6 +3,7 @@
 from gguf_shapes.shapes import (
     EIGHT_BILLION,
     QUARTER_BILLION,
+    SEVEN_BILLION,
     TINY,
     LlamaShape,
     write_embedding,
@@ -19,6 +20,7 @@ __all__ = [
     "EIGHT_BILLION",
     "END_OF_TEXT",
     "QUARTER_BILLION",
+    "SEVEN_BILLION",
     "TINY",
     "TURN_END",
     "TURN_START",

@@ -43,7 +43,7 @@ def write_qwen3(path: Path, shape: LlamaShape = TINY, *, experts_used: int = 4) 
         if shape.experts:
             _add_experts(writer, shape, experts_used)
         vocabulary = _vocabulary(writer, shape.vocabulary)
-        weights = Weights(writer, shape.weights, shape.seed)
+        weights = Weights(writer, shape.weights, shape.seed, shape.layers)
         _ends(weights, shape)
         for layer in range(shape.layers):
             prefix = f"blk.{layer}"
@@ -71,7 +71,7 @@ def write_latent(path: Path, shape: LlamaShape = TINY, *, rank: int = 64, rotate
         writer.add_expert_feed_forward_length(shape.hidden)
         writer.add_expert_shared_count(1)
         vocabulary = _vocabulary(writer, shape.vocabulary)
-        weights = Weights(writer, shape.weights, shape.seed)
+        weights = Weights(writer, shape.weights, shape.seed, shape.layers)
         _ends(weights, shape)
         for layer in range(shape.layers):
             prefix = f"blk.{layer}"
@@ -106,7 +106,7 @@ def write_linear_attention(
         writer.add_ssm_time_step_rank(ranks)
         writer.add_ssm_group_count(groups)
         vocabulary = _vocabulary(writer, shape.vocabulary)
-        weights = Weights(writer, shape.weights, shape.seed)
+        weights = Weights(writer, shape.weights, shape.seed, shape.layers)
         _ends(weights, shape)
         for layer in range(shape.layers):
             prefix = f"blk.{layer}"

@@ -36,7 +36,8 @@ class LlamaShape:
 
 TINY = LlamaShape()
 QUARTER_BILLION = LlamaShape(16, 896, 14, 2, 2432, 151_936, 4096, "Q8_0")  # 272M parameters
-EIGHT_BILLION = LlamaShape(32, 4096, 32, 8, 14_336, 128_256, 8192, "Q4_K", tied=False)
+SEVEN_BILLION = LlamaShape(32, 4096, 32, 8, 14_336, 32_000, 8192, "Q4_K_M", tied=False)  # as Mistral 7B
+EIGHT_BILLION = LlamaShape(32, 4096, 32, 8, 14_336, 128_256, 8192, "Q4_K_M", tied=False)  # as Llama 3.1 8B
 
 
 @contextmanager
@@ -99,7 +100,7 @@ def _experts(weights: Weights, prefix: str, shape: LlamaShape) -> None:
 
 
 def write_llama(path: Path, shape: LlamaShape = TINY, *, name: str = "random llama") -> Vocabulary:
-    """Write a llama model; ``TINY`` takes milliseconds, ``EIGHT_BILLION`` seconds and 4.5 GB."""
+    """Write a llama model; ``TINY`` takes milliseconds, ``EIGHT_BILLION`` seconds and 4.9 GB."""
     with _file(path, "llama", name) as writer:
         _sizes(writer, shape)
         writer.add_rope_dimension_count(shape.head_width)
@@ -108,7 +109,7 @@ def write_llama(path: Path, shape: LlamaShape = TINY, *, name: str = "random lla
             writer.add_expert_count(shape.experts)
             writer.add_expert_used_count(2)
         vocabulary = _vocabulary(writer, shape.vocabulary)
-        weights = Weights(writer, shape.weights, shape.seed)
+        weights = Weights(writer, shape.weights, shape.seed, shape.layers)
         _ends(weights, shape)
         for layer in range(shape.layers):
             prefix = f"blk.{layer}"
@@ -130,7 +131,7 @@ def write_sliding_window(path: Path, shape: LlamaShape = TINY, *, window: int = 
         writer.add_attn_logit_softcapping(50.0)
         writer.add_final_logit_softcapping(30.0)
         vocabulary = _vocabulary(writer, shape.vocabulary)
-        weights = Weights(writer, shape.weights, shape.seed)
+        weights = Weights(writer, shape.weights, shape.seed, shape.layers)
         _ends(weights, shape)
         for layer in range(shape.layers):
             prefix = f"blk.{layer}"

@@ -1,5 +1,6 @@
 """Random weight matrices, in the formats that llama.cpp computes with."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -41,40 +42,72 @@ def _q4_k(values: NDArray[np.float32]) -> Bytes:
     return np.concatenate([np.tile(head, (len(blocks), 1)), halves], axis=1)
 
 
+def _q6_k(values: NDArray[np.float32]) -> Bytes:
+    """Blocks of 256 weights: 128 and 64 bytes of 6-bit numbers, 16 sub-scales (all of them 32), scale.
+
+    A weight is ``scale * 32 * (number - 32)``; the numbers come from the values' bits.
+    """
+    blocks = values.reshape(-1, 256)
+    scale = np.array([values.std() / (32 * 18.47)], np.float16)  # 18.47: standard deviation of a uniform 6-bit number
+    tail = np.concatenate([np.full(16, 32, np.uint8), scale.view(np.uint8)])
+    numbers = blocks.view(np.uint8).reshape(len(blocks), -1)[:, : 4 * 192 : 4]  # low mantissa bits: uniform
+    return np.concatenate([numbers, np.tile(tail, (len(blocks), 1))], axis=1)
+
+
 _FORMATS: dict[str, tuple[Type, int, Callable[[NDArray[np.float32]], Bytes]]] = {
     "F32": (Type.F32, 1, _f32),
     "F16": (Type.F16, 1, _f16),
     "Q8_0": (Type.Q8_0, 32, _q8_0),
     "Q4_K": (Type.Q4_K, 256, _q4_k),
+    "Q6_K": (Type.Q6_K, 256, _q6_k),
 }
+_MIXED = "Q4_K_M"
+_LAYER = re.compile(r"blk\.([0-9]+)\.(attn_v|ffn_down)\.weight")
 
 
 @dataclass
 class Weights:
-    """Writes tensors of random weights; a shape that comes again is written from the same memory."""
+    """Writes tensors of random weights; a shape that comes again is written from the same memory.
+
+    ``kind`` is a format, or ``Q4_K_M``, the usual mixture of Q4_K and Q6_K in a model of so many ``layers``.
+    """
 
     writer: GGUFWriter
     kind: str = "F32"
     seed: int = 0
-    _made: dict[tuple[int, int], Bytes] = field(default_factory=dict)
+    layers: int = 0
+    _made: dict[tuple[str, int, int], Bytes] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._random = np.random.default_rng(self.seed)
 
     def matrix(self, name: str, inputs: int, outputs: int) -> None:
         """Add a matrix whose product with unit-variance inputs has about unit variance."""
-        dtype, block, encode = _FORMATS[self.kind]
+        kind = self._kind(name)
+        dtype, block, encode = _FORMATS[kind]
         if inputs % block:
-            raise ValueError(f"{name}: {self.kind} needs a multiple of {block} inputs, not {inputs}")
+            raise ValueError(f"{name}: {kind} needs a multiple of {block} inputs, not {inputs}")
         reusable = inputs * outputs >= POOL
-        matrix = self._made.get((inputs, outputs)) if reusable else None
+        matrix = self._made.get((kind, inputs, outputs)) if reusable else None
         if matrix is None:
             count = min(POOL, inputs * outputs)
             blocks = encode(self._random.standard_normal(count, np.float32) * np.float32(inputs**-0.5))
             matrix = np.resize(blocks.reshape(-1), (outputs, inputs // block * blocks.shape[1]))
         if reusable:
-            self._made[inputs, outputs] = matrix
+            self._made[kind, inputs, outputs] = matrix
         self.writer.add_tensor(name, matrix, raw_dtype=dtype)
+
+    def _kind(self, name: str) -> str:
+        """Choose as llama.cpp's quantizer does for Q4_K_M (``use_more_bits`` in src/llama-quant.cpp)."""
+        if self.kind != _MIXED:
+            return self.kind
+        if name == "output.weight":
+            return "Q6_K"
+        if (found := _LAYER.fullmatch(name)) is None:
+            return "Q4_K"
+        layer, eighth = int(found[1]), self.layers // 8
+        has_more_bits = layer < eighth or layer >= 7 * self.layers // 8 or (layer - eighth) % 3 == 2
+        return "Q6_K" if has_more_bits else "Q4_K"
 
     def vector(self, name: str, size: int, *, around: float = 0.0, spread: float = 0.02) -> None:
         """Add a bias or a norm: 32-bit floats around a value."""

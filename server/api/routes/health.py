@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from server.api.responses import JsonResponse
 from server.api.services import services_of
-from server.core.ports import ModelState
+from server.core.ports import ModelState, PreloadedModel
 
 routes = APIRouter(tags=["Health"])
 
@@ -25,11 +25,12 @@ async def live() -> Response:
 @routes.api_route("/health", methods=["GET", "HEAD"], response_class=Response, include_in_schema=False)
 @routes.api_route("/health/ready", methods=["GET", "HEAD"], response_class=Response, include_in_schema=False)
 async def ready(request: Request) -> Response:
-    """Answer 200 when all preloaded models can answer, else 503 with their states."""
-    states = {model.id: model.card.state for model in services_of(request).router.preloaded()}
-    status = _overall(states.values())
+    """Answer 200 when all preloaded models have been loaded, else 503 with their states."""
+    models = services_of(request).router.preloaded()
+    status = _overall(models.values())
+    states = {name: model.card.state.value for name, model in models.items()}
     code = HTTPStatus.OK if status == "ready" else HTTPStatus.SERVICE_UNAVAILABLE
-    return JsonResponse({"status": status, "models": {name: state.value for name, state in states.items()}}, code)
+    return JsonResponse({"status": status, "models": states}, code)
 
 
 @routes.get("/", response_class=Response, include_in_schema=False)
@@ -38,8 +39,8 @@ async def signpost() -> Response:
     return JsonResponse({"name": "llmspell", "models": "/v1/models", "documentation": "/docs"})
 
 
-def _overall(states: Iterable[ModelState]) -> Literal["ready", "loading", "failed"]:
-    present = set(states)
-    if ModelState.FAILED in present:
+def _overall(models: Iterable[PreloadedModel]) -> Literal["ready", "loading", "failed"]:
+    present = tuple(models)
+    if any(model.card.state is ModelState.FAILED for model in present):
         return "failed"
-    return "ready" if present <= {ModelState.WARM} else "loading"
+    return "ready" if all(model.is_ready for model in present) else "loading"

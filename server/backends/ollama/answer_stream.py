@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from http import HTTPStatus
 from typing import Self
 
-from server.backends.ollama.chat_events import ChatDecoder, merged_usage
+from server.backends.ollama.chat_events import ChatDecoder, merged_timings, merged_usage, timings_since_arrival
 from server.backends.ollama.daemon_errors import RETRY_SECONDS, broken_off, error_of_response, silent, unreachable
 from server.backends.ollama.http_stream import (
     ConnectionFailed,
@@ -18,7 +18,7 @@ from server.backends.ollama.http_stream import (
     StreamedResponse,
 )
 from server.core.errors import BackendError, LlmspellError
-from server.core.events import Event, Failed, Finished, Started, Timings
+from server.core.events import Event, Failed, Finished, Started
 
 _PATH = "/api/chat"
 _log = logging.getLogger(__name__)
@@ -30,10 +30,13 @@ _MAX_READY_EVENTS = 4096
 class Choice:
     """One request to the daemon, for one choice of the answer."""
 
-    def __init__(self, client: HttpStreamClient, url: str, silence_seconds: float) -> None:
+    def __init__(self, client: HttpStreamClient, url: str, silence_seconds: float, waited: Callable[[], float]) -> None:
+        """Take what is asked through; ``waited`` gives the seconds since the request arrived at the backend."""
         self._client = client
         self._url = url
         self._silence_seconds = silence_seconds
+        self._waited = waited
+        self._first_token: float | None = None
         self._response: StreamedResponse | None = None
         self.is_closed = False
 
@@ -70,7 +73,11 @@ class Choice:
                 return self._failed(silent(self._silence_seconds))
             if self.is_closed:
                 return ()
+            if self._first_token is None:
+                self._first_token = self._waited()
             if events := self._decoder.feed(data) if data else self._decoder.end():
+                if isinstance(events[-1], Finished):
+                    events[-1] = _since_arrival(events[-1], self._first_token)
                 return events
         if self._response is not None:
             self._response.finish()
@@ -233,14 +240,11 @@ class MergedAnswer:
         self._news.set()
 
 
+def _since_arrival(finished: Finished, first_token: float) -> Finished:
+    return Finished(finished.usage, timings_since_arrival(finished.timings, first_token))
+
+
 def _merged(finished: Sequence[Finished]) -> Finished:
-    timings = [each.timings for each in finished]
     return Finished(
-        merged_usage([each.usage for each in finished]),
-        Timings(
-            queued=min(each.queued for each in timings),
-            prompt=max(each.prompt for each in timings),
-            first_token=min(each.first_token for each in timings),
-            decode=max(each.decode for each in timings),
-        ),
+        merged_usage([each.usage for each in finished]), merged_timings([each.timings for each in finished])
     )

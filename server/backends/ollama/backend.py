@@ -25,7 +25,7 @@ from server.backends.ollama.http_stream import HttpStreamClient
 from server.backends.ollama.images import ImageFetcher, ImageLimits
 from server.core.errors import InvalidRequest, LlmspellError, ModelNotFound
 from server.core.model_spec import BackendName, ModelSpec
-from server.core.ports import EventStream, ModelCard
+from server.core.ports import EventStream, LoadProgress, ModelCard, PreloadedModel
 from server.core.request import ChatRequest, ImageInput
 
 _MAX_IMAGES_AT_ONCE = 4
@@ -47,13 +47,14 @@ class OllamaBackend:
         Args:
             config: the operator's settings.
             environ: the environment that a daemon is started with.
-            clock: seconds, for what is cached.
+            clock: seconds, for what is cached and for the time to the first token.
 
         Raises:
             ConfigurationError: the URL cannot be that of a daemon.
 
         """
         self._config = config
+        self._clock = clock
         self.url = daemon_url(config.url)
         self._daemon = Daemon(
             self.url,
@@ -95,11 +96,12 @@ class OllamaBackend:
             LlmspellError: the request is refused, or the daemon cannot be reached.
 
         """
+        arrival = self._clock()
         model = await self._require(request.spec.model)
         images = await self._load_images(request)
         body = chat_body(request, model.name, images, self._config.keep_alive)
         try:
-            return await self._ask(request, model, body)
+            return await self._ask(request, model, body, arrival)
         except DaemonAway as error:
             self._catalogue.report_failure(error.reason)
             raise
@@ -116,9 +118,13 @@ class OllamaBackend:
         """List the daemon's models; none while it is down."""
         return await self._catalogue.cards(self._is_allowed)
 
-    def preloaded(self) -> Sequence[ModelCard]:
+    def preloaded(self) -> Sequence[PreloadedModel]:
         """Name none: what the daemon loads, and when, is its own affair."""
         return ()
+
+    def progress(self, model: str) -> LoadProgress | None:  # noqa: ARG002 - the port's signature
+        """Know of none: the daemon does not say how far it is."""
+        return None
 
     async def model(self, model: str) -> ModelCard | None:
         """Describe one of the daemon's models."""
@@ -200,12 +206,12 @@ class OllamaBackend:
             data = await self._images.load(image.url, image.path)
         return image.path, base64.b64encode(data).decode()
 
-    async def _ask(self, request: ChatRequest, model: DaemonModel, body: dict[str, Any]) -> EventStream:
+    async def _ask(self, request: ChatRequest, model: DaemonModel, body: dict[str, Any], arrival: float) -> EventStream:
         if request.n == 1:
-            choice = self._choice()
+            choice = self._choice(arrival)
             await choice.open(_dump(body), ChatDecoder(request, 0, model.name), model.name)
             return SingleAnswer(choice)
-        choices = [self._choice() for _ in range(request.n)]
+        choices = [self._choice(arrival) for _ in range(request.n)]
         openings = [
             partial(
                 choice.open,
@@ -219,8 +225,11 @@ class OllamaBackend:
         await answer.open()
         return answer
 
-    def _choice(self) -> Choice:
-        return Choice(self._client, self.url, self._config.silence_timeout_seconds)
+    def _choice(self, arrival: float) -> Choice:
+        def waited() -> float:
+            return self._clock() - arrival
+
+        return Choice(self._client, self.url, self._config.silence_timeout_seconds, waited)
 
     async def _answers(self) -> bool:
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -162,12 +163,25 @@ def _usage(entry: Mapping[str, Any]) -> Usage:
     )
 
 
+def timings_since_arrival(timings: Timings, first_token: float) -> Timings:
+    """Add what the daemon does not see: the wait before the load and the prompt, which its own numbers leave over."""
+    queued = max(0.0, first_token - timings.load - timings.prompt)
+    return replace(timings, queued=queued, first_token=first_token)
+
+
+def merged_timings(timings: Sequence[Timings]) -> Timings:
+    """Describe several choices as one request: up to the first token of all, and from there to the last."""
+    first = min(timings, key=lambda each: each.first_token)
+    end = max(each.first_token + each.decode for each in timings)
+    return replace(first, decode=end - first.first_token)
+
+
 def _timings(entry: Mapping[str, Any]) -> Timings:
     load, prompt, decode = (
-        float(entry.get(name) or 0) * _NANOSECONDS
+        max(0.0, float(entry.get(name) or 0)) * _NANOSECONDS
         for name in ("load_duration", "prompt_eval_duration", "eval_duration")
     )
-    return Timings(queued=load, prompt=prompt, first_token=load + prompt, decode=decode)
+    return Timings(load=load, prompt=prompt, first_token=load + prompt, decode=decode)
 
 
 def _new_call_id() -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from server.core.duration import Duration
+
 
 @dataclass(frozen=True, slots=True)
 class OllamaConfig:
@@ -35,7 +37,7 @@ class OllamaConfig:
     autostart: bool = False
     autostart_timeout_seconds: float = 30.0
     preload: str = ""
-    keep_alive: str = ""
+    keep_alive: Duration = Duration("")
     connect_timeout_seconds: float = 2.0
     detection_timeout_seconds: float = 1.0
     detection_cache_seconds: float = 3.0

@@ -20,7 +20,7 @@ from server.core.events import (
 from server.core.request import ChatRequest, ToolChoice, ToolChoiceMode
 
 USAGE = Usage(prompt_tokens=17, completion_tokens=5)
-TIMINGS = Timings(queued=2.0, prompt=0.5, first_token=2.5, decode=1.5)
+TIMINGS = Timings(load=2.0, prompt=0.5, first_token=2.5, decode=1.5)
 FORCED = asked(tools=(WEATHER, TIME), tool_choice=ToolChoice(ToolChoiceMode.REQUIRED))
 
 

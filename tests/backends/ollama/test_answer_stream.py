@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
-from asking import PATIENCE, WEATHER, answer_of, asked, backend_at, hear, last_line, line, ndjson, until
+from asking import PATIENCE, WEATHER, Clock, answer_of, asked, backend_at, hear, last_line, line, ndjson, until
 from fakes.ollama import Answer, Call, Cut, FakeOllama, Garbage, Pause, Reply, error_line
 from peer import CHUNKED, END, Caller, chunk, counted, listening
 
@@ -108,6 +108,31 @@ async def test_a_daemon_that_serves_one_after_the_other() -> None:
             heard = await hear_rest(stream)
         assert sorted(event.index for event in heard if isinstance(event, ChoiceFinished)) == [0, 1, 2]
         assert isinstance(heard[-1], Finished)
+
+
+@pytest.mark.parametrize("n", [1, 2])
+async def test_the_wait_for_the_first_token_is_measured_here(daemon: FakeOllama, n: int) -> None:
+    clock = Clock()
+    async with backend_at(daemon.url, clock, detection_cache_seconds=3600) as backend:
+        await answer_of(backend)
+        holding = daemon.on(Pause(), path=CHAT, times=None)
+        asking = asyncio.create_task(backend.chat(asked(n=n)))
+        await until(daemon, lambda: len(daemon.chats) == 1 + n)
+        clock.advance(7.5)
+        holding.release()
+        async with asyncio.timeout(PATIENCE):
+            stream = await asking
+        early = await next_of(stream)
+        while not any(isinstance(event, TextDelta) for event in early):
+            early += await next_of(stream)
+        clock.advance(30)
+        *_, last = [*early, *await hear_rest(stream)]
+
+    assert isinstance(last, Finished)
+    timings = last.timings
+    assert timings.first_token == 7.5
+    assert timings.queued == pytest.approx(7.5 - timings.load - timings.prompt)
+    assert timings.prompt > 0
 
 
 async def hear_rest(stream: EventStream) -> list[Event]:

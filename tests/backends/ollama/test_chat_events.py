@@ -14,7 +14,13 @@ from decoding import FORCED, TIMINGS, USAGE, call, decoded, events_of, failure
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from server.backends.ollama.chat_events import MAX_LINE_BYTES, ChatDecoder, merged_usage
+from server.backends.ollama.chat_events import (
+    MAX_LINE_BYTES,
+    ChatDecoder,
+    merged_timings,
+    merged_usage,
+    timings_since_arrival,
+)
 from server.core.errors import BackendError, ContextLengthExceeded, InsufficientMemory
 from server.core.events import (
     ChoiceFinished,
@@ -58,6 +64,31 @@ def test_zeros_are_left_out_by_the_daemon() -> None:
         ChoiceFinished(0, FinishReason.STOP),
         Finished(Usage(0, 0), Timings()),
     ]
+
+
+def test_a_daemon_that_counts_backwards() -> None:
+    durations = {"load_duration": -1, "prompt_eval_duration": -(10**18), "eval_duration": -5}
+
+    assert events_of({**last_line(), **durations})[-1] == Finished(USAGE, Timings())
+
+
+@pytest.mark.parametrize(
+    ("first_token", "queued"),
+    [(4.0, 1.5), (2.5, 0.0), (2.0, 0.0)],  # clocks differ: what remains may be less than nothing
+)
+def test_what_the_daemon_does_not_count_is_queueing(first_token: float, queued: float) -> None:
+    assert timings_since_arrival(TIMINGS, first_token) == Timings(
+        queued=queued, load=2.0, prompt=0.5, first_token=first_token, decode=1.5
+    )
+
+
+def test_choices_are_timed_from_the_first_token_of_all_to_the_last() -> None:
+    early = Timings(queued=0.25, load=0.5, prompt=0.25, first_token=1.0, decode=2.0)
+    late = Timings(queued=4.0, load=0.0, prompt=0.5, first_token=4.5, decode=1.5)
+
+    for timings in ([early, late], [late, early]):
+        assert merged_timings(timings) == replace(early, decode=5.0)
+    assert merged_timings([early]) == early
 
 
 def test_text_in_the_last_line_counts() -> None:

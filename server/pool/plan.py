@@ -1,0 +1,271 @@
+"""From a configured model to what will be loaded: a decision that costs reading the header, and no memory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import lru_cache
+from hashlib import sha256
+from pathlib import Path
+from typing import Self
+
+from server.chat.template import CHATML, ChatTemplate
+from server.core.errors import ModelLoadingFailed
+from server.llama.devices import Device, devices, native_version, system_info
+from server.llama.model import ContextOptions, LoadOptions
+from server.pool.config import AutoInt, KvCacheType, ModelConfig, PoolConfig, Switch
+from server.pool.fitting import CPU, Choice, Fitting, Wish
+from server.store.context_shape import ContextShape, FlashAttention, repacked_formats
+from server.store.gguf import read_gguf_header
+from server.store.gguf_check import check_gguf, split_parts
+from server.store.gguf_header import GgufHeader
+from server.store.layer_shapes import layer_shapes
+
+_CACHED_HEADERS = 64
+_CACHE_BLOCK = 32
+_GIB = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class FileIdentity:
+    """Tells a file from another one that takes its place; of a split model also the other ``parts``."""
+
+    size: int
+    mtime_ns: int
+    inode: int
+    parts: tuple[FileIdentity, ...] = ()
+
+    @classmethod
+    def of(cls, path: Path) -> Self:
+        """Look at a file, and at the other parts of a split model that are beside it.
+
+        Raises:
+            ModelLoadingFailed: the file is not there.
+
+        """
+        return cls(*_identity(path), tuple(cls(*_identity(part)) for part in split_parts(path) if part.exists()))
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What models are loaded on: devices, main memory first, and llama.cpp's words about the processor."""
+
+    devices: tuple[Device, ...]
+    system_info: str
+
+    @classmethod
+    def this(cls) -> Self:
+        """Look at the machine that this process runs on."""
+        return cls(devices(), system_info())
+
+    @property
+    def gpus(self) -> Sequence[str]:
+        """The names of the GPUs."""
+        return [device.name for device in self.devices if device.is_gpu]
+
+
+@dataclass(frozen=True, slots=True)
+class LoadPlan:
+    """How a model will be loaded.
+
+    Attributes:
+        path: the file, or the first part of a split one.
+        identity: of the file that the plan was made for.
+        load: where the weights go.
+        context: how the KV cache is laid out.
+        predicted: bytes by device to set aside, margins included.
+        fingerprint: stands for everything that decides the bytes.
+        choice: what was chosen and why, for the log.
+        later: bytes of main memory among ``predicted`` that the first large batch will take, and not the load.
+
+    """
+
+    path: Path
+    identity: FileIdentity
+    load: LoadOptions
+    context: ContextOptions
+    predicted: Mapping[str, int]
+    fingerprint: str
+    choice: str
+    later: int = 0
+
+
+def make_plan(config: ModelConfig, pool_config: PoolConfig, machine: Machine, limits: Mapping[str, int]) -> LoadPlan:
+    """Decide how a model is loaded; blocking, for a worker thread.
+
+    Args:
+        config: the model.
+        pool_config: what holds for all models.
+        machine: where it is loaded.
+        limits: bytes by device that the model may take at most. Where nothing fits, the smallest choice is returned.
+
+    Raises:
+        ModelLoadingFailed: the file, its chat template or what the configuration asks for cannot be used.
+
+    """
+    path = Path(config.path)
+    identity = FileIdentity.of(path)
+    header, *parts = _headers(path, identity)
+    # Only to know before anything else is unloaded for it; what the special tokens are called is not known yet.
+    chat_template(config, header.chat_template, bos_text="", eos_text="", control_texts=())
+    for problem in _problems(config, machine, header):
+        raise ModelLoadingFailed(f"{path}: {problem}.")
+    fitting = Fitting(header, parts, _shape(config, pool_config, machine), _wish(config), machine.gpus, limits)
+    choice = fitting.choose()
+    load = LoadOptions(choice.candidate.gpu_layers, choice.use_mmap, config.mlock, choice.shares, config.main_gpu)
+    context = ContextOptions(
+        num_sequences=fitting.shape.num_sequences,
+        num_cells=choice.candidate.cells,
+        sequence_len=choice.candidate.sequence_len,
+        batch_size=fitting.shape.batch_size,
+        threads=config.threads or pool_config.threads,
+        kv_cache_type=config.kv_cache_type.value,
+        flash_attention=config.flash_attention.value,
+    )
+    return LoadPlan(
+        path,
+        identity,
+        load,
+        context,
+        choice.predicted,
+        _fingerprint(path, identity, load, context, machine),
+        _explained(fitting, choice, config.kv_cache_type),
+        choice.later,
+    )
+
+
+def chat_template(
+    config: ModelConfig, own: str | None, *, bos_text: str, eos_text: str, control_texts: Sequence[str]
+) -> ChatTemplate:
+    """Compile the configured template, or else the model's ``own``, or else one that most models understand.
+
+    Raises:
+        ModelLoadingFailed: it cannot be read or compiled.
+
+    """
+    source = _template_file(config.chat_template) if config.chat_template else own or CHATML
+    return ChatTemplate(
+        source,
+        bos_text=bos_text,
+        eos_text=eos_text,
+        control_texts=control_texts,
+        now=lambda: datetime.now().astimezone(),
+    )
+
+
+def _template_file(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise ModelLoadingFailed(f"The chat template {path} cannot be read: {error}.") from error
+
+
+def _identity(path: Path) -> tuple[int, int, int]:
+    try:
+        status = path.stat()
+    except (OSError, ValueError) as error:  # ValueError: a NUL character in the path
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ModelLoadingFailed(f"{path} cannot be read: {reason}") from error
+    return status.st_size, status.st_mtime_ns, status.st_ino
+
+
+@lru_cache(_CACHED_HEADERS)
+def _headers(path: Path, _identity: FileIdentity) -> tuple[GgufHeader, ...]:
+    """Read and check a model's headers, once for each state of its files."""
+    header = check_gguf(path)
+    return header, *(read_gguf_header(part) for part in split_parts(path) if header.split_count > 1)
+
+
+def _shape(config: ModelConfig, pool_config: PoolConfig, machine: Machine) -> ContextShape:
+    num_sequences = config.max_sequences or pool_config.max_sequences
+    return ContextShape(
+        num_cells=0,
+        num_sequences=num_sequences,
+        batch_size=max(pool_config.batch_size, num_sequences),
+        kv_cache_type=config.kv_cache_type.value,
+        flash_attention=FlashAttention(config.flash_attention.value),
+        repacked=repacked_formats(machine.system_info),
+    )
+
+
+def _wish(config: ModelConfig) -> Wish:
+    return Wish(
+        context_length=_number(config.context_length) or None,
+        kv_cells=_number(config.kv_cells) or None,
+        gpu_layers=_number(config.n_gpu_layers),
+        use_mmap=None if config.mmap is Switch.AUTO else config.mmap is Switch.ON,
+        shares=config.tensor_split,
+    )
+
+
+def _number(value: AutoInt) -> int | None:
+    return None if value == "auto" else value
+
+
+def _problems(config: ModelConfig, machine: Machine, header: GgufHeader) -> Iterator[str]:
+    """Find settings that llama.cpp would refuse when the weights are in memory already."""
+    wished, known = _number(config.context_length) or 0, header.position_limit
+    if known is not None and wished > known:
+        yield f"it knows {known} positions; its context_length cannot be {wished}"
+    if config.kv_cache_type is not KvCacheType.F16:
+        if config.flash_attention is Switch.OFF or header.architecture == "grok":
+            yield f"kv_cache_type {config.kv_cache_type} needs flash_attention, which is off"
+        widths = {width for layer in layer_shapes(header) for width in (layer.head_keys, layer.head_values)}
+        if odd := sorted(width for width in widths if width % _CACHE_BLOCK):
+            yield (
+                f"kv_cache_type {config.kv_cache_type} stores blocks of {_CACHE_BLOCK} values, "
+                f"but its attention heads have {odd[0]}; use f16"
+            )
+    num_gpus = len(machine.gpus)
+    if num_gpus and len(config.tensor_split) > num_gpus:
+        yield f"tensor_split has {len(config.tensor_split)} shares, but there are {num_gpus} GPUs"
+
+
+def _fingerprint(
+    path: Path, identity: FileIdentity, load: LoadOptions, context: ContextOptions, machine: Machine
+) -> str:
+    """Hash what decides the bytes."""
+    named = [(device.name, device.description) for device in machine.devices]
+    decisive = (os.fspath(path.resolve()), identity, load, context, native_version(), named, machine.system_info)
+    return sha256(repr(decisive).encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def _explained(fitting: Fitting, choice: Choice, cache_type: KvCacheType) -> str:
+    """Tell what was chosen, and why: for people who wonder why it is not more."""
+    candidate = choice.candidate
+    figures = ", ".join(
+        f"{device} {_gib(num)} of {_gib(fitting.limits.get(device, 0))}" for device, num in choice.predicted.items()
+    )
+    way = "mapped" if choice.use_mmap else "read"
+    reasons = [*_reasons(fitting, choice)]
+    return (
+        f"{_place(fitting, choice)}, {candidate.sequence_len} tokens of context, {candidate.cells} KV cells "
+        f"({cache_type}), {way}; predicted {figures}{': ' if reasons else ''}{', '.join(reasons)}"
+    )
+
+
+def _place(fitting: Fitting, choice: Choice) -> str:
+    layers, total = choice.candidate.gpu_layers, fitting.all_layers
+    if not layers:
+        return f"all {total} layers on the CPU"
+    gpus = " and ".join(device for device in choice.predicted if device != CPU)
+    return f"all {total} layers on {gpus}" if layers == total else f"{layers} of {total} layers on {gpus}"
+
+
+def _reasons(fitting: Fitting, choice: Choice) -> Iterator[str]:
+    candidate = choice.candidate
+    if not choice.fits:
+        yield "nothing smaller is possible, and this does not fit"
+        return
+    if fitting.gpus and fitting.wish.gpu_layers is None and candidate.gpu_layers < fitting.all_layers:
+        yield "more layers do not fit on the GPU" if candidate.gpu_layers else "no layer fits on the GPU"
+    if candidate.sequence_len < fitting.full_context:
+        yield f"{fitting.full_context} tokens of context do not fit"
+    elif candidate.cells < fitting.full_cells:
+        yield f"{fitting.full_cells} KV cells do not fit"
+
+
+def _gib(num_bytes: int) -> str:
+    return f"{num_bytes / _GIB:.2f} GiB"
