@@ -125,7 +125,8 @@ class Pool:
         """
         if self._entries:
             await self._accounts.machine()
-        for path in await asyncio.to_thread(_missing, [entry.config.path for entry in self._entries.values()]):
+        paths = [entry.config.path for entry in self._entries.values() if not entry.config.preload]
+        for path in await asyncio.to_thread(_missing, paths):
             _log.warning("there is no file %s; requests for its model will be refused until there is", path)
         for entry in self._entries.values():
             if entry.config.preload and not entry.is_usable:

@@ -292,7 +292,13 @@ class Turns:
             self._become_cold(entry)
         except Exception as error:  # noqa: BLE001 (told to everybody who waits)
             failure = _as_loading_failure(entry, error)
-            _log.warning("local/%s: %s", entry.name, failure)
+            # who waits hears of it, and a failing preload is told by the process
+            _log.log(
+                logging.WARNING if any(waiter.is_use for waiter in entry.waiters) else logging.INFO,
+                "local/%s: %s",
+                entry.name,
+                failure,
+            )
             entry.note_failure(failure, self._clock())
             failure.retry_after = entry.not_before - self._clock()
             _fail_waiters(entry, failure)

@@ -178,7 +178,7 @@ def test_a_client_that_does_not_read_is_given_up(start: Start, slow_model: Path)
     server = start("--model", str(slow_model), config=IMPATIENT)
     with server.connect(receive_buffer=2048) as sleeper:
         give_up_a_client_that_does_not_read(server, sleeper)
-        assert server.ask(model=SLOW, n=2, max_tokens=1).status_code == 200
+        eventually(lambda: server.ask(model=SLOW, n=2, max_tokens=1).status_code == 200, "both sequences are free")
         eventually(server.works_no_more, "the server has stopped computing")
 
 

@@ -182,7 +182,8 @@ def test_extensions_are_passed_on(routed: Server, daemon: FakeOllama) -> None:
         assert options(keep_alive=-1)["keep_alive"] == -1
         assert options(num_ctx=512)["options"]["num_ctx"] == 512
         assert options()["truncate"] is False
-    assert routed.ask(model="demo@llamacpp", keep_alive="1h").json()["error"]["param"] == "keep_alive"
+    assert routed.ask(model="demo@llamacpp", num_ctx=512).json()["error"]["param"] == "num_ctx"
+    assert routed.ask(model="demo@llamacpp", keep_alive="1h", max_tokens=1).status_code == 200
 
 
 def test_a_model_that_is_pulled_and_deleted_while_the_server_runs(routed: Server, daemon: FakeOllama) -> None:
