@@ -149,7 +149,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "models.*.max_sequences": (0, 256),
     "models.*.ttft_target_ms": (-1, 600_000),
     "models.*.threads": (0, 1024),
-    "models.*.main_gpu": (0, 63),
+    "models.*.main_gpu": (-1, 63),
 }
 _NOT_ZERO = ("llamacpp.load_timeout",)
 

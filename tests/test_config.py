@@ -128,7 +128,7 @@ def test_a_file_that_was_asked_for_must_exist() -> None:
         ),
         (
             "[models.a]\npath = 'a'\nmain_gpu = 64",
-            ".main_gpu: 64 is not allowed; it must be a whole number from 0 to 63.",
+            ".main_gpu: 64 is not allowed; it must be a whole number from -1 to 63.",
         ),
         ("[models.a]\npath = 'a'\nttft_target_ms = -2", ".ttft_target_ms: -2 is not allowed"),
         ("[models.a]\npath = 'a'\nthreads = 1025", ".threads: 1025 is not allowed"),

@@ -52,6 +52,11 @@ class _Abort:
 
 
 @dataclass(frozen=True, slots=True)
+class _Rest:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
 class _Close:
     pass
 
@@ -89,7 +94,7 @@ class Engine:
         self._clock = clock
         self._prefixes = PrefixCache(self._shape.num_sequences)
         self._budget = PromptBudget(inter_token_target, self._shape.batch_size)
-        self._inbox: SimpleQueue[Generation | _Abort | _Close] = SimpleQueue()
+        self._inbox: SimpleQueue[Generation | _Abort | _Rest | _Close] = SimpleQueue()
         self._generations: dict[int, Generation] = {}
         self._waiting: deque[Sequence] = deque()
         self._running: dict[int, Sequence] = {}
@@ -145,6 +150,10 @@ class Engine:
     def abort(self, generation_id: int) -> None:
         """Drop a generation in whatever state it is: nothing more is computed or said after the current step."""
         self._inbox.put(_Abort(generation_id))
+
+    def rest(self) -> None:
+        """Have an idle runner rest again: there is somebody now who could use what it holds."""
+        self._inbox.put(_Rest())
 
     def close(self, timeout: float | None = None) -> bool:
         """Fail what still runs and end the thread; returns whether it ended within ``timeout`` seconds."""
@@ -213,7 +222,7 @@ class Engine:
         except Empty:
             return
 
-    def _accept(self, command: Generation | _Abort | _Close) -> None:
+    def _accept(self, command: Generation | _Abort | _Rest | _Close) -> None:
         match command:
             case Generation():
                 self._generations[command.generation_id] = command
@@ -222,6 +231,8 @@ class Engine:
                 generation = self._generations.pop(command.generation_id, None)
                 if generation is not None:
                     self._retire(generation)
+            case _Rest():
+                pass  # the loop is awake, and lets the runner rest before it waits again
             case _Close():
                 self._is_closing = True
 

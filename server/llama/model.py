@@ -41,7 +41,6 @@ class LoadOptions:
         use_mlock: keep the weights from being swapped out.
         tensor_split: the share of the layers that each GPU takes, in the order of ``devices()``; GPUs beyond the last
             share, or with a share of 0, take none. Empty leaves it to llama.cpp, which goes by free memory.
-        main_gpu: the number of the GPU that does what is not split.
 
     """
 
@@ -49,7 +48,6 @@ class LoadOptions:
     use_mmap: bool = True
     use_mlock: bool = False
     tensor_split: tuple[float, ...] = ()
-    main_gpu: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +161,6 @@ def _model_params(options: LoadOptions, progress: _Progress) -> tuple[Any, Seque
     params = llama_cpp.llama_model_default_params()
     params.n_gpu_layers = options.gpu_layers
     params.load_mode = _LOAD_MODES[options.use_mmap, options.use_mlock]
-    params.main_gpu = options.main_gpu
     params.progress_callback = callback = llama_cpp.llama_progress_callback(progress)
     handles = (ctypes.c_void_p * (len(gpus) + 1))(*gpus, None)
     params.devices = ctypes.cast(handles, ctypes.c_void_p)

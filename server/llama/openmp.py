@@ -11,11 +11,10 @@ _PAUSE_SOFT = 1
 
 
 def end_workers() -> None:
-    """End the workers of this thread; its next computation starts new ones, which takes well under a millisecond.
+    """End the workers of this thread; its next computation starts new ones. Nothing happens without OpenMP.
 
     OpenMP counts the workers of all threads together. When they are more than the processors, those of every thread
-    sleep at each barrier instead of spinning: an idle model would cost a busy one a third of its speed. Does nothing
-    where llama.cpp was built without OpenMP.
+    sleep at each barrier instead of spinning: beside an idle model, a busy one would need a third more for each token.
     """
     _pause()(_PAUSE_SOFT)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +34,9 @@ _DECODE_FAILURES = {
     -1: "invalid batch",
 }
 
+_contexts: WeakSet[LlamaRunner] = WeakSet()
+"""Those that are open."""
+
 
 class LlamaRunner:
     """A context of a loaded model. Not thread-safe: one thread at a time, after construction the engine's."""
@@ -53,6 +57,7 @@ class LlamaRunner:
                     f"{model.path} is loaded, but no context of {options.num_cells} KV cells is to be had: "
                     f"{reason}. Lower context_length or kv_cells."
                 )
+        _contexts.add(self)
         try:
             self._set_up(options)
         except BaseException:
@@ -131,14 +136,19 @@ class LlamaRunner:
         llama_cpp.llama_memory_seq_rm(self._memory, sequence_id, 0, _TO_THE_END)
 
     def rest(self) -> None:
-        """End the threads that wait for this one's next computation: they would slow down those of other models."""
-        end_workers()
+        """End the threads that wait for this one's next computation, if there are other contexts to be slowed down.
+
+        Alone it keeps them: the first step with new ones takes some milliseconds longer.
+        """
+        if len(_contexts) > 1:
+            end_workers()
 
     def close(self) -> None:
         """Free the context. May be called again."""
         if self._context is not None:
             llama_cpp.llama_free(self._context)
             self._context = None
+            _contexts.discard(self)
 
     def _can_take(self, source: int, length: int, held: int) -> bool:
         """Whether the first ``length`` of ``held`` tokens can be had without what follows them.

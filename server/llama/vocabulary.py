@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import chain
 from typing import Any
 
@@ -14,6 +14,7 @@ from llama_cpp import llama_cpp
 
 from server.core.errors import InvalidRequest
 from server.llama.deep_stack import DEEP_STACK_BYTES, call_on_deep_stack
+from server.llama.library import brief
 
 Tokens = npt.NDArray[np.int32]
 
@@ -34,6 +35,14 @@ _LONGEST_WORD_LEN = DEEP_STACK_BYTES // _STACK_BYTES_PER_CHARACTER - _SHORT_WORD
 _LINE, _SPACE = re.compile(r"[^\r\n]+"), re.compile(r"\s\s+")
 
 
+_is_end = brief("llama_vocab_is_eog", ctypes.c_bool, ctypes.c_void_p, ctypes.c_int32)
+_to_piece = brief(
+    "llama_token_to_piece",
+    ctypes.c_int32,
+    *(ctypes.c_void_p, ctypes.c_int32, ctypes.c_void_p, ctypes.c_int32, ctypes.c_int32, ctypes.c_bool),
+)
+
+
 class LlamaVocabulary:
     """The vocabulary of a loaded model; valid as long as the model is.
 
@@ -43,13 +52,15 @@ class LlamaVocabulary:
     def __init__(self, handle: Any) -> None:  # noqa: ANN401 -- llama_vocab pointer
         self._handle = handle
         self.size: int = llama_cpp.llama_vocab_n_tokens(handle)
-        self._pieces = _read_pieces(handle, self.size, special=False)
-        self.end_tokens: Sequence[int] = tuple(t for t in range(self.size) if llama_cpp.llama_vocab_is_eog(handle, t))
+        self._pieces = _read_pieces(handle, self.size)
+        self.end_tokens: Sequence[int] = tuple(token for token in range(self.size) if _is_end(handle, token))
         self._end_tokens = frozenset(self.end_tokens)
         self._type: int = llama_cpp.llama_vocab_type(handle)
-        self._longest_len = max(len(piece) or len(_text_of(handle, token)) for token, piece in enumerate(self._pieces))
+        # of which some are control tokens, which have a text
+        textless = [token for token, piece in enumerate(self._pieces) if not piece]
+        self._longest_len = max(map(len, chain(self._pieces, (_text_of(handle, token) for token in textless))))
         self._spells_all = self._type in _FAITHFUL_TYPES and _BYTES_OF_TEXT.issubset(self._pieces)
-        self.control_texts = _control_texts(handle, self.size)
+        self.control_texts = _control_texts(handle, textless)
         self.bos_text = _text_of(handle, llama_cpp.llama_vocab_bos(handle)).decode("utf-8", "replace")
         self.eos_text = _text_of(handle, llama_cpp.llama_vocab_eos(handle)).decode("utf-8", "replace")
         self.adds_bos = bool(llama_cpp.llama_vocab_get_add_bos(handle))
@@ -108,17 +119,19 @@ class LlamaVocabulary:
         return tokens[:count].copy()
 
 
-def _read_pieces(handle: Any, size: int, *, special: bool) -> list[bytes]:  # noqa: ANN401
+def _read_pieces(handle: Any, size: int) -> list[bytes]:  # noqa: ANN401
     buffer = ctypes.create_string_buffer(_PIECE_BUFFER_LEN)
-    return [_read_piece(handle, token, buffer, special=special) for token in range(size)]
+    address, view, pieces = ctypes.addressof(buffer), memoryview(buffer).cast("B"), list[bytes]()
+    for token in range(size):
+        length = _to_piece(handle, token, address, _PIECE_BUFFER_LEN, 0, False)  # noqa: FBT003
+        pieces.append(view[:length].tobytes() if length >= 0 else _read_long_piece(handle, token, -length))
+    return pieces
 
 
-def _read_piece(handle: Any, token: int, buffer: ctypes.Array[ctypes.c_char], *, special: bool) -> bytes:  # noqa: ANN401
-    length = llama_cpp.llama_token_to_piece(handle, token, buffer, len(buffer), 0, special)
-    if length < 0:
-        buffer = ctypes.create_string_buffer(-length)
-        length = llama_cpp.llama_token_to_piece(handle, token, buffer, len(buffer), 0, special)
-    return buffer.raw[:length]
+def _read_long_piece(handle: Any, token: int, length: int) -> bytes:  # noqa: ANN401
+    buffer = ctypes.create_string_buffer(length)
+    _to_piece(handle, token, ctypes.addressof(buffer), length, 0, False)  # noqa: FBT003
+    return buffer.raw
 
 
 def _text_of(handle: Any, token: int) -> bytes:  # noqa: ANN401
@@ -132,8 +145,8 @@ def _longest_word_len(text: str) -> int:
     return sum(max((len(match[0]) for match in pattern.finditer(text)), default=0) for pattern in (_LINE, _SPACE))
 
 
-def _control_texts(handle: Any, size: int) -> tuple[str, ...]:  # noqa: ANN401
-    """Texts that the tokenizer turns into control tokens, such as ``<|im_end|>``."""
-    ids = [token for token in range(size) if llama_cpp.llama_vocab_is_control(handle, token)]
+def _control_texts(handle: Any, textless: Iterable[int]) -> tuple[str, ...]:  # noqa: ANN401
+    """Texts that the tokenizer turns into control tokens, such as ``<|im_end|>``; those tokens add no text."""
+    ids = [token for token in textless if llama_cpp.llama_vocab_is_control(handle, token)]
     texts = (_text_of(handle, token).decode("utf-8", "replace") for token in ids)
     return tuple(sorted({text for text in texts if len(text) > 1}, key=len, reverse=True))

@@ -91,7 +91,7 @@ class ModelConfig:
         threads: overrides ``[llamacpp] threads``; 0 means not overridden.
         tensor_split: with several GPUs, the share of the model that each one takes, such as [3, 1]; empty means by free
             memory.
-        main_gpu: with several GPUs, the number of the one that does what is not split.
+        main_gpu: with several GPUs, the number of the one that holds all of the model; -1 divides it among them.
 
     """
 
@@ -111,4 +111,4 @@ class ModelConfig:
     mlock: bool = False
     threads: int = 0
     tensor_split: tuple[float, ...] = ()
-    main_gpu: int = 0
+    main_gpu: int = -1

@@ -66,6 +66,8 @@ class Entry:
         residence: its state.
         resident: the loaded model; set while it is warm or on its way out.
         planning: the task that finds out what a load will take.
+        planning_began: when that task, or the one before it, began.
+        planning_ended: when it ended.
         plan: its latest result.
         is_planned: whether that is for the load that is going to happen.
         num_bytes: bytes by device that it takes or would take.
@@ -95,6 +97,8 @@ class Entry:
     residence: Residence = Residence.COLD
     resident: Resident | None = None
     planning: asyncio.Task[None] | None = None
+    planning_began: float = 0.0
+    planning_ended: float = 0.0
     plan: LoadPlan | None = None
     is_planned: bool = False
     num_bytes: Mapping[str, int] = field(default_factory=dict)
@@ -162,8 +166,9 @@ class Entry:
         return self.dismissed_at is None or waiter.since <= self.dismissed_at
 
     def waited(self, waiter: Waiter, now: float) -> Waited:
-        """Divide the time that a waiter waited until now, when the model is warm."""
-        load = max(self.warm_since - max(self.load_began, waiter.since), 0.0)
+        """Divide the time that a waiter waited until now, when the model is warm; planning is part of the load."""
+        planning = max(self.planning_ended - max(self.planning_began, waiter.since), 0.0)
+        load = planning + max(self.warm_since - max(self.load_began, waiter.since), 0.0)
         return Waited(queued=max(now - waiter.since - load, 0.0), load=load)
 
     def note_failure(self, error: LlmspellError, now: float) -> None:

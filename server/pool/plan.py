@@ -114,7 +114,7 @@ def make_plan(config: ModelConfig, pool_config: PoolConfig, machine: Machine, li
         raise ModelLoadingFailed(f"{path}: {problem}.")
     fitting = Fitting(header, parts, _shape(config, pool_config, machine), _wish(config), machine.gpus, limits)
     choice = fitting.choose()
-    load = LoadOptions(choice.candidate.gpu_layers, choice.use_mmap, config.mlock, choice.shares, config.main_gpu)
+    load = LoadOptions(choice.candidate.gpu_layers, choice.use_mmap, config.mlock, choice.shares)
     context = ContextOptions(
         num_sequences=fitting.shape.num_sequences,
         num_cells=choice.candidate.cells,
@@ -196,7 +196,7 @@ def _wish(config: ModelConfig) -> Wish:
         kv_cells=_number(config.kv_cells) or None,
         gpu_layers=_number(config.n_gpu_layers),
         use_mmap=None if config.mmap is Switch.AUTO else config.mmap is Switch.ON,
-        shares=config.tensor_split,
+        shares=config.tensor_split or tuple(float(index == config.main_gpu) for index in range(config.main_gpu + 1)),
     )
 
 
@@ -221,6 +221,10 @@ def _problems(config: ModelConfig, machine: Machine, header: GgufHeader) -> Iter
     num_gpus = len(machine.gpus)
     if num_gpus and len(config.tensor_split) > num_gpus:
         yield f"tensor_split has {len(config.tensor_split)} shares, but there are {num_gpus} GPUs"
+    if num_gpus and config.main_gpu >= num_gpus:
+        yield f"main_gpu is {config.main_gpu}, but the GPUs are 0 to {num_gpus - 1}"
+    if config.tensor_split and config.main_gpu >= 0:
+        yield "tensor_split and main_gpu contradict each other; leave one of them out"
 
 
 def _fingerprint(

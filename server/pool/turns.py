@@ -211,6 +211,7 @@ class Turns:
         elif entry.residence is Residence.COLD and entry.dismissed_at is not None and not entry.waiters:
             _depart(entry)
         elif entry.residence is Residence.COLD and entry.waiters and not entry.is_planned and entry.planning is None:
+            entry.planning_began = self._clock()
             entry.planning = self._start(self._make_plan(entry))
 
     def _carry_out(self, decision: Decision) -> None:
@@ -264,6 +265,7 @@ class Turns:
             entry.is_planned = True
         finally:
             entry.planning = None
+            entry.planning_ended = self._clock()
             self.wake()
 
     def _begin_load(self, entry: Entry, plan: LoadPlan) -> None:

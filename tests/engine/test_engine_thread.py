@@ -60,6 +60,8 @@ def test_the_runner_rests_whenever_there_is_nothing_to_do() -> None:
             assert not bench.runner.violations
         assert rested.acquire(timeout=TIMEOUT)
         assert not rested.acquire(blocking=False)  # and not between the steps
+        bench.engine.rest()
+        assert rested.acquire(timeout=TIMEOUT)
 
 
 def test_requests_from_many_threads_are_all_served() -> None:

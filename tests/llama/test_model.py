@@ -9,7 +9,7 @@ from gguf_shapes import LlamaShape, write_embedding, write_llama
 
 from server.core.errors import ModelLoadingFailed
 from server.llama.main_memory import give_back_freed, resident_bytes
-from server.llama.model import ContextOptions, LlamaModel, LoadAborted, LoadOptions
+from server.llama.model import ContextOptions, LlamaModel, LoadAborted, LoadOptions, _placement
 from server.llama.runner import LlamaRunner
 
 
@@ -158,3 +158,24 @@ def test_loads_go_on_side_by_side(dense_path: Path, tmp_path: Path) -> None:
 
     assert messages[0] == messages[2] == ""
     assert all("unknown model architecture" in messages[at] for at in (1, 3))
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (LoadOptions(0), ((), ())),
+        (LoadOptions(0, tensor_split=(1.0, 1.0)), ((), ())),
+        (LoadOptions(-1), ((11, 12), ())),
+        (LoadOptions(-1, tensor_split=(0.0, 0.0)), ((11, 12), ())),
+        (LoadOptions(5, tensor_split=(3.0, 1.0)), ((11, 12), (3.0, 1.0))),
+        (LoadOptions(5, tensor_split=(0.0, 1.0)), ((12,), (1.0,))),  # a GPU without a share is left alone
+        (LoadOptions(5, tensor_split=(1.0,)), ((11,), (1.0,))),
+        (LoadOptions(5, tensor_split=(0.0, 1.0, 5.0)), ((12,), (1.0,))),
+    ],
+)
+def test_gpus_that_take_part(
+    monkeypatch: pytest.MonkeyPatch, options: LoadOptions, expected: tuple[tuple[int, ...], tuple[float, ...]]
+) -> None:
+    monkeypatch.setattr("server.llama.model.gpu_handles", lambda: (11, 12))
+    gpus, shares = _placement(options)
+    assert (tuple(gpus), tuple(shares)) == expected

@@ -101,9 +101,8 @@ def test_settings_reach_the_plan(model_path: Path) -> None:
         mlock=True,
         threads=5,
         tensor_split=(1.0, 3.0),
-        main_gpu=1,
     )
-    assert plan.load == LoadOptions(2, use_mmap=False, use_mlock=True, tensor_split=(0.25, 0.75), main_gpu=1)
+    assert plan.load == LoadOptions(2, use_mmap=False, use_mlock=True, tensor_split=(0.25, 0.75))
     context = plan.context
     assert (context.sequence_len, context.num_cells, context.num_sequences) == (300, 1024, 3)
     assert (context.kv_cache_type, context.flash_attention, context.threads) == ("q8_0", "on", 5)
@@ -179,6 +178,17 @@ def test_quantized_cells_need_wide_heads(tmp_path: Path) -> None:
     with pytest.raises(ModelLoadingFailed, match=r"kv_cache_type q4_0 .* heads have 24; use f16"):
         plan_of(path, kv_cache_type=KvCacheType.Q4_0)
     assert plan_of(path).context.kv_cache_type == "f16"
+
+
+def test_the_main_gpu_holds_the_whole_model(model_path: Path) -> None:
+    plan = plan_of(model_path, 8, 8, main_gpu=1)
+    assert plan.load.tensor_split == (0.0, 1.0)
+    assert plan.predicted.keys() == {"CPU", "CUDA1"}
+    with pytest.raises(ModelLoadingFailed, match="main_gpu is 2, but the GPUs are 0 to 1"):
+        plan_of(model_path, 8, 8, main_gpu=2)
+    with pytest.raises(ModelLoadingFailed, match="tensor_split and main_gpu contradict each other"):
+        plan_of(model_path, 8, 8, main_gpu=0, tensor_split=(1.0, 1.0))
+    assert plan_of(model_path, main_gpu=2).load.gpu_layers == 0
 
 
 def test_more_shares_than_gpus(model_path: Path) -> None:
