@@ -49,7 +49,7 @@ def admin(server: Server, model: str, action: str = "", **body: object) -> dict[
     return answer
 
 
-def lines_of_stream(server: Server, **parameters: Any) -> Iterator[str]:
+def lines_of_stream(server: Server, **parameters: Any) -> Iterator[str]:  # noqa: ANN401 (JSON)
     body = chat_body(stream=True, **parameters)
     with httpx.stream("POST", server.url + CHAT, json=body, timeout=PATIENCE) as response:
         assert response.status_code == 200, response.read()
