@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from enum import StrEnum
 from types import MappingProxyType
@@ -17,6 +16,7 @@ from server.pool.config import AutoInt, MemoryBudget
 from server.pool.ledger import parse_memory_size
 
 _LONGEST_SECONDS = 2**31
+_LARGEST_SHARE = 1e6
 _SIZE = (
     '"auto", a size such as "12GiB" or "500 MB" (B, kB, MB, GB, TB, KiB, MiB, GiB or TiB), or a whole number of bytes'
 )
@@ -127,7 +127,7 @@ def _memory_size(value: object, allowed: str, part: str = "") -> str | int:
 
 def _shares(value: object) -> tuple[float, ...]:
     shares = TypeAdapter(list[float]).validate_python(value, strict=True)
-    if not all(0 <= share < math.inf for share in shares) or (shares and not any(shares)):
+    if not all(0 <= share <= _LARGEST_SHARE for share in shares) or (shares and not any(shares)):
         raise ValueError(value)
     return tuple(shares)
 

@@ -333,4 +333,4 @@ def _keep_alive(value: str | float | None) -> str | float | None:
             "Invalid value for 'keep_alive': that is too long; -1 keeps the model in memory for ever.",
             param="keep_alive",
         )
-    return value
+    return int(value) if isinstance(value, float) and value.is_integer() else value

@@ -221,7 +221,7 @@ class ChatCompletionBody(WireModel):
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
     keep_alive: (
         Annotated[
-            Annotated[str, Tag(STRING)] | Annotated[int | float, Tag(NUMBER)],
+            Annotated[str, Tag(STRING)] | Annotated[float, Tag(NUMBER)],
             _choice("a string or a number", _string_or_number),
         ]
         | None

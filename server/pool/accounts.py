@@ -15,8 +15,10 @@ from server.pool.plan import LoadPlan, Machine
 
 _NOISE_BYTES = 32 << 20
 """What a process grows and shrinks by whatever it loads: a measurement so close to the prediction confirms it."""
-_LEAST_PLAUSIBLE_SHARE = 0.5
-"""A measurement of less than this share of the prediction was disturbed, by memory that was freed meanwhile."""
+_PLAUSIBLE_SHARE = 0.2
+"""A measurement this far from the prediction may have been disturbed: by requests, or by memory freed meanwhile."""
+_SAME_SHARE = 0.05
+"""Two measurements that differ by no more agree."""
 
 _log = logging.getLogger(__name__)
 
@@ -30,7 +32,8 @@ class MemoryAccounts:
         self._find_machine = find_machine
         self._file = file
         self._machine: Machine | None = None
-        self._opening = asyncio.Lock()
+        self._opening, self._writing = asyncio.Lock(), asyncio.Lock()
+        self._doubtful: dict[str, Mapping[str, int]] = {}
         self._ledger = Ledger({})
         self._footprints = Footprints()
 
@@ -65,6 +68,11 @@ class MemoryAccounts:
         """Whether any model takes memory."""
         return any(self._ledger.taken.values())
 
+    @property
+    def is_overdrawn(self) -> bool:
+        """Whether models take more than they may: one took more than was predicted."""
+        return min(self._ledger.free.values(), default=0) < 0
+
     def limits(self, pinned: Iterable[str]) -> Mapping[str, int]:
         """Return the bytes on each device that these models leave to others."""
         limits = dict(self._ledger.budgets)
@@ -91,17 +99,40 @@ class MemoryAccounts:
         self._ledger.release(model)
 
     def correct(self, model: str, plan: LoadPlan, measured: Mapping[str, int]) -> Mapping[str, int]:
-        """Put what a load took in place of what was set aside, if that is to be believed; return what counts."""
-        believed = _believed(plan.predicted, measured)
-        if believed is None or measured == plan.predicted:  # disturbed: nothing has been learned
+        """Put what a load took in place of what was set aside, if that is to be believed; return what counts.
+
+        What is far from the prediction is believed when two loads agree on it.
+        """
+        if measured == plan.predicted:  # disturbed: nothing has been learned
             return self._ledger.reservation(model)
+        earlier = self._doubtful.pop(plan.fingerprint, None)
+        if not _is_near(measured, plan.predicted, _PLAUSIBLE_SHARE) and (
+            earlier is None or not _is_near(measured, earlier, _SAME_SHARE)
+        ):
+            self._doubtful[plan.fingerprint] = measured
+            return self._ledger.reservation(model)
+        believed = {
+            device: expected if abs(measured.get(device, 0) - expected) <= _NOISE_BYTES else measured.get(device, 0)
+            for device, expected in plan.predicted.items()
+        }
         self._ledger.correct(model, believed)
         self._footprints.record(plan.fingerprint, believed)
         return believed
 
+    def lessened(self, plan: LoadPlan, limits: Mapping[str, int]) -> Mapping[str, int] | None:
+        """Return limits for another plan, if this one is known to take more than was predicted, and does not fit."""
+        estimate = self.estimate(plan)
+        if not any(
+            predicted <= limits.get(device, 0) < estimate[device] for device, predicted in plan.predicted.items()
+        ):
+            return None
+        excess = {device: max(estimate[device] - predicted, 0) for device, predicted in plan.predicted.items()}
+        return {device: max(limit - excess.get(device, 0), 0) for device, limit in limits.items()}
+
     async def write(self) -> None:
         """Remember what loads took."""
-        await asyncio.to_thread(self._file.write, self._footprints.to_json())
+        async with self._writing:
+            await asyncio.to_thread(self._file.write, self._footprints.to_json())
 
     def devices(self) -> Sequence[DeviceMemory]:
         """List the devices."""
@@ -119,15 +150,5 @@ def shown_bytes(num_bytes: int) -> str:
     return f"{num_bytes} bytes ({num_bytes / 2**30:.2f} GiB)"
 
 
-def _believed(predicted: Mapping[str, int], measured: Mapping[str, int]) -> Mapping[str, int] | None:
-    """Return the bytes to count, device by device; ``None`` if the measurement was disturbed."""
-    believed = {}
-    for device, expected in predicted.items():
-        found = measured.get(device, 0)
-        if abs(found - expected) <= _NOISE_BYTES:
-            believed[device] = expected
-        elif found < expected * _LEAST_PLAUSIBLE_SHARE:
-            return None
-        else:
-            believed[device] = found
-    return believed
+def _is_near(measured: Mapping[str, int], expected: Mapping[str, int], share: float) -> bool:
+    return all(abs(measured.get(device, 0) - num) <= max(num * share, _NOISE_BYTES) for device, num in expected.items())

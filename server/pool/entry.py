@@ -63,6 +63,9 @@ class Entry:
             latest request which said something.
         first_tokens: how long requests waited.
         is_pinned: whether it stays in memory once it is there.
+        most_waiters: requests that may wait for it: as many as it would take at once.
+        size_bytes: of the file, when it was last looked at.
+        created: Unix time at which the file was made, in seconds.
         residence: its state.
         resident: the loaded model; set while it is warm or on its way out.
         planning: the task that finds out what a load will take.
@@ -94,6 +97,9 @@ class Entry:
     keep_alive: float
     first_tokens: FirstTokens
     is_pinned: bool
+    most_waiters: int
+    size_bytes: int = 0
+    created: int = 0
     residence: Residence = Residence.COLD
     resident: Resident | None = None
     planning: asyncio.Task[None] | None = None
@@ -122,9 +128,20 @@ class Entry:
     def of(cls, name: str, config: ModelConfig, pool_config: PoolConfig) -> Entry:
         """Begin with a cold model."""
         target = pool_config.ttft_target_ms if config.ttft_target_ms < 0 else config.ttft_target_ms
-        entry = cls(name, config, 0.0, FirstTokens(target / 1000 if target else None), config.pin)
+        most_waiters = (config.max_sequences or pool_config.max_sequences) + pool_config.queue_size
+        entry = cls(name, config, 0.0, FirstTokens(target / 1000 if target else None), config.pin, most_waiters)
         entry.forget_keep_alive(pool_config)
+        entry.look_at_file()
         return entry
+
+    def look_at_file(self) -> None:
+        """Note size and age of the file, for the list of models; blocking."""
+        try:
+            status = Path(self.config.path).stat()
+        except (OSError, ValueError):  # it is listed all the same, and a request says what is wrong
+            self.size_bytes = self.created = 0
+        else:
+            self.size_bytes, self.created = status.st_size, int(status.st_mtime)
 
     def forget_keep_alive(self, pool_config: PoolConfig) -> None:
         """Go back to the keep-alive that the operator set."""
@@ -240,17 +257,12 @@ class Entry:
 
     def card(self) -> ModelCard:
         """Describe the model for clients."""
-        try:
-            status = Path(self.config.path).stat()
-            size_bytes, created = status.st_size, int(status.st_mtime)
-        except OSError:  # the file went away: the model is listed all the same, and a request says what is wrong
-            size_bytes = created = 0
         return ModelCard(
             model=self.name,
             backend=BackendName.LLAMACPP,
             state=self.state,
-            created=created,
-            size_bytes=size_bytes,
+            created=self.created,
+            size_bytes=self.size_bytes,
             context_length=self.context_length,
         )
 

@@ -22,7 +22,9 @@ from server.store.gguf import read_gguf_header
 from server.store.gguf_check import check_gguf, split_parts
 from server.store.gguf_header import GgufHeader
 from server.store.layer_shapes import layer_shapes
+from server.store.regular_file import open_regular
 
+_MOST_TEMPLATE_BYTES = 1 << 20
 _CACHED_HEADERS = 64
 _CACHE_BLOCK = 32
 _GIB = 1 << 30
@@ -156,9 +158,13 @@ def chat_template(
 
 
 def _template_file(path: str) -> str:
+    with open_regular(Path(path)) as file:
+        source = file.read(_MOST_TEMPLATE_BYTES + 1)
+    if len(source) > _MOST_TEMPLATE_BYTES:
+        raise ModelLoadingFailed(f"The chat template {path} is longer than {_MOST_TEMPLATE_BYTES} bytes.")
     try:
-        return Path(path).read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
+        return source.decode("utf-8")
+    except UnicodeDecodeError as error:
         raise ModelLoadingFailed(f"The chat template {path} cannot be read: {error}.") from error
 
 

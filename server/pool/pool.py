@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from server.core.duration import duration_seconds
-from server.core.errors import Draining, LlmspellError, ModelNotFound, TimedOut
+from server.core.errors import Draining, LlmspellError, ModelNotFound, QueueFull, TimedOut
 from server.core.model_spec import equivalent_names
 from server.core.ports import DeviceMemory, LoadProgress, ModelCard, PreloadedModel, ResidencyStatus
 from server.pool.accounts import MemoryAccounts, shown_bytes
@@ -21,7 +21,7 @@ from server.pool.entry import Entry, Waiter
 from server.pool.footprint_file import FootprintFile
 from server.pool.loader import load_model
 from server.pool.plan import LoadPlan, Machine
-from server.pool.policy import PolicyConfig
+from server.pool.policy import PolicyConfig, Residence
 from server.pool.resident import Lease
 from server.pool.turns import LoadModel, Turns
 
@@ -77,6 +77,7 @@ class Pool:
 
         Raises:
             ModelNotFound: no such model is configured.
+            QueueFull: as many requests wait for it as it could take at once.
             ModelLoadingFailed: it cannot be loaded.
             InsufficientMemory: it does not fit, whatever is unloaded.
             TimedOut: it was not in memory within ``load_timeout``.
@@ -88,6 +89,11 @@ class Pool:
         waiter = Waiter(self._clock(), keep_alive)
         if entry.is_usable and not entry.waiters:
             return self._turns.lease(entry, waiter)
+        if len(entry.waiters) >= entry.most_waiters:
+            raise QueueFull(
+                f"local/{name} is not in memory yet, and {len(entry.waiters)} requests wait for it already.",
+                retry_after=_RETRY_AFTER_LOADING_SECONDS,
+            )
         return await self._wait(entry, waiter)
 
     def note_first_token(self, name: str, seconds: float) -> None:
@@ -207,19 +213,32 @@ class Pool:
             ) from None
 
     async def _preload(self, entry: Entry) -> None:
+        is_cold = entry.residence is Residence.COLD and not entry.waiters
+        if is_cold and (lacking := await self._lacking_beside_others(entry)):
+            _log.warning("local/%s does not fit beside the others and is not preloaded: needs %s", entry.name, lacking)
+            entry.has_been_loaded = True
+            return
+        try:
+            # without load_timeout, which is for requests
+            (await self._turns.wait(entry, Waiter(self._clock(), is_use=False))).release()
+        except Draining:
+            if self._turns.is_closing:
+                raise
+            _log.info("local/%s is not preloaded: it was unloaded by an operator", entry.name)
+            entry.has_been_loaded = True
+
+    async def _lacking_beside_others(self, entry: Entry) -> str:
+        """Say what is missing for a model that would fit if others did not take memory; nothing if it fits."""
         plan = await self._planned(entry)
         num_bytes = self._accounts.estimate(plan)
         lacking = self._accounts.lacking(num_bytes)
         could_fit = all(num <= self._accounts.budgets[device] for device, num in num_bytes.items())
-        if lacking and could_fit and self._accounts.is_anything_taken:
-            figures = ", ".join(
-                f"{shown_bytes(num_bytes[device])} of {shown_bytes(free)} free on {device}"
-                for device, free in lacking.items()
-            )
-            _log.warning("local/%s does not fit beside the others and is not preloaded: needs %s", entry.name, figures)
-            entry.has_been_loaded = True
-            return
-        await self.load(entry.name)
+        if not could_fit or not self._accounts.is_anything_taken:
+            return ""
+        return ", ".join(
+            f"{shown_bytes(num_bytes[device])} of {shown_bytes(free)} free on {device}"
+            for device, free in lacking.items()
+        )
 
     async def _planned(self, entry: Entry) -> LoadPlan:
         try:

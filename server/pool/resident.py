@@ -15,6 +15,7 @@ from server.core.request import Message
 from server.engine.engine import Delivery
 from server.engine.runner import Tokens
 from server.engine.sequence import GenerationRequest
+from server.pool.background import in_thread
 from server.pool.loader import LoadedModel
 
 Listener = Callable[[Sequence[Event]], None]
@@ -106,11 +107,11 @@ class Resident:
 
     async def retire(self) -> None:
         """Fail what still runs, wait for the last lease, and free the memory."""
-        await asyncio.to_thread(self.model.stop)
+        await in_thread(self.model.stop)
         await self._unused.wait()
         self._tokenizers.shutdown(wait=False)
         # An engine that computes a very long step keeps its memory, and is accounted for, until it has stopped.
-        while not await asyncio.to_thread(self.model.close):
+        while not await in_thread(self.model.close):
             pass
 
 

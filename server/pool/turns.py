@@ -16,6 +16,7 @@ from typing import Any
 from server.core.errors import Draining, InsufficientMemory, LlmspellError, ModelLoadingFailed
 from server.engine.engine import Delivery
 from server.pool.accounts import MemoryAccounts, shown_bytes
+from server.pool.background import in_thread
 from server.pool.config import ModelConfig, PoolConfig
 from server.pool.entry import Entry, Waiter
 from server.pool.loader import LoadCancelled, LoadedModel, LoadMonitor
@@ -40,6 +41,7 @@ LoadModel = Callable[
 ]
 
 _USABLE = (Residence.WARM, Residence.DRAINING)
+_CLOSE_TIMEOUT_SECONDS = 60.0
 _UNLOADED_BY_OPERATOR = Draining("The model was unloaded by an operator; send the request again.", retry_after=1.0)
 _MISTAKE = LlmspellError("The server failed to load the model; its log has the details.")
 
@@ -108,6 +110,7 @@ class Turns:
         finally:
             if waiter in entry.waiters:
                 entry.waiters.remove(waiter)
+                _forget_plan(entry)
                 self.wake()
 
     async def plan(self, entry: Entry) -> LoadPlan:
@@ -120,7 +123,9 @@ class Turns:
         """
         machine = await self._accounts.machine()
         limits = self._accounts.limits(o.name for o in self._entries.values() if o.is_pinned and o is not entry)
-        plan = await asyncio.to_thread(make_plan, entry.config, self._config, machine, limits)
+        plan = await in_thread(make_plan, entry.config, self._config, machine, limits)
+        if lessened := self._accounts.lessened(plan, limits):
+            plan = await in_thread(make_plan, entry.config, self._config, machine, lessened)
         is_same_file = entry.plan is not None and plan.identity == entry.plan.identity
         if not is_same_file:
             entry.not_before = 0.0
@@ -151,15 +156,21 @@ class Turns:
         self._is_closing = True
         for entry in self._entries.values():
             _fail_waiters(entry, reason)
+            if entry.planning is not None:
+                entry.planning.cancel()
             if entry.monitor is not None:
                 entry.monitor.cancel()
             elif entry.residence in _USABLE:
                 self._begin_unload(entry)
             elif entry.residence is Residence.COLD:
                 _depart(entry)
-        while self._tasks:
-            await asyncio.wait(self._tasks)
         self._look_again_at(None)
+        try:
+            async with asyncio.timeout(_CLOSE_TIMEOUT_SECONDS):
+                while self._tasks:
+                    await asyncio.wait(self._tasks)
+        except TimeoutError:
+            _log.error("a load or an unload does not end; giving it up")
 
     def _turn(self) -> None:
         self._is_turn_due = False
@@ -203,9 +214,9 @@ class Turns:
     def _serve_waiters(self, entry: Entry) -> None:
         """Lease a warm model to those who wait, and find out what a cold one takes."""
         if entry.residence is Residence.WARM and entry.is_alive:
-            served = [waiter for waiter in entry.waiters if entry.may_serve(waiter)]
-            entry.waiters = [waiter for waiter in entry.waiters if waiter not in served]
-            for waiter in served:
+            waiters = entry.waiters
+            entry.waiters = [waiter for waiter in waiters if not entry.may_serve(waiter)]
+            for waiter in filter(entry.may_serve, waiters):
                 if not waiter.lease.done():
                     waiter.lease.set_result(self.lease(entry, waiter))
         elif entry.residence is Residence.COLD and entry.dismissed_at is not None and not entry.waiters:
@@ -261,8 +272,10 @@ class Turns:
             _fail_waiters(entry, failure)
         else:
             entry.plan = plan
+            entry.size_bytes, entry.created = plan.identity.size, plan.identity.mtime_ns // 10**9
             entry.num_bytes = self._accounts.estimate(plan)
             entry.is_planned = True
+            _forget_plan(entry)
         finally:
             entry.planning = None
             entry.planning_ended = self._clock()
@@ -287,7 +300,7 @@ class Turns:
                 loop.call_soon_threadsafe(self.wake)
 
         try:
-            model = await asyncio.to_thread(
+            model = await in_thread(
                 self._load_model, plan, entry.config, self._config, dispatch.deliver, on_end, monitor
             )
         except LoadCancelled:
@@ -329,7 +342,7 @@ class Turns:
         now = entry.idle_since = self._clock()
         if entry.last_use is not None and entry.last_use >= entry.warm_since:
             entry.last_use = now
-        matters = entry.keep_alive_until is not None or not entry.is_usable
+        matters = entry.keep_alive_until is not None or not entry.is_usable or self._accounts.is_overdrawn
         if matters or any(other.waiters for other in self._entries.values()):
             self.wake()
 
@@ -359,7 +372,7 @@ class Turns:
         _log.warning("local/%s died", entry.name)
         entry.note_death(self._clock())
         self._begin_unload(entry)
-        if entry.config.preload or entry.is_pinned:
+        if (entry.config.preload or entry.is_pinned) and entry.dismissed_at is None:
             self._start(self._load_again(entry))
 
     async def _load_again(self, entry: Entry) -> None:
@@ -371,10 +384,17 @@ class Turns:
 
 def _fail_waiters(entry: Entry, error: LlmspellError) -> None:
     waiters, entry.waiters = entry.waiters, []
+    _forget_plan(entry)
     for waiter in waiters:
         if not waiter.lease.done():
             # each gets one of its own: raising an exception again makes its traceback longer
             waiter.lease.set_exception(_copy(error))
+
+
+def _forget_plan(entry: Entry) -> None:
+    """Drop the plan of a load that nobody waits for any more: the next one may come when the file is another one."""
+    if not entry.waiters:
+        entry.is_planned = False
 
 
 def _depart(entry: Entry) -> None:

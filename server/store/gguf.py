@@ -1,7 +1,6 @@
 """Reading GGUF headers: what a model file says about itself, without trusting a single length in it."""
 
 import os
-import stat
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import BinaryIO, cast
 from server.core.errors import ModelLoadingFailed
 from server.store.ggml_types import TENSOR_FORMATS, TensorFormat
 from server.store.gguf_header import GgufArray, GgufHeader, GgufScalar, GgufTensor
+from server.store.regular_file import open_regular
 
 MAGIC = b"GGUF"
 # Far beyond any real file, and low enough that a corrupt one costs neither minutes nor gigabytes.
@@ -165,7 +165,7 @@ def read_gguf_header(path: Path, *, keep: Collection[str] = ()) -> GgufHeader:
         ModelLoadingFailed: it is not a GGUF file, or one that is truncated or corrupt.
 
     """
-    with _open(path) as file:
+    with open_regular(path) as file:
         reader = _Reader(file, path, os.fstat(file.fileno()).st_size)
         version = _read_version(reader)
         num_tensors, num_entries = reader.u64(), reader.u64()
@@ -177,22 +177,6 @@ def read_gguf_header(path: Path, *, keep: Collection[str] = ()) -> GgufHeader:
         data_offset = _padded(reader.pos, alignment)
         tensors = _placed(reader, infos, data_offset, alignment)
     return GgufHeader(path, version, reader.size, alignment, data_offset, metadata, value_types, tensors)
-
-
-def _open(path: Path) -> BinaryIO:
-    """Open a regular file, and nothing that could block or be endless."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    except OSError as error:
-        raise ModelLoadingFailed(f"{path} cannot be read: {error.strerror}") from error
-    except ValueError as error:  # a NUL character in the path
-        raise ModelLoadingFailed(f"{str(path)!r} cannot be read: {error}") from error
-    mode = os.fstat(descriptor).st_mode
-    if not stat.S_ISREG(mode):
-        os.close(descriptor)
-        kind = "a directory; name the .gguf file in it" if stat.S_ISDIR(mode) else "not a regular file"
-        raise ModelLoadingFailed(f"{path} is {kind}")
-    return os.fdopen(descriptor, "rb", buffering=0)
 
 
 def _read_version(reader: _Reader) -> int:

@@ -7,11 +7,13 @@ import os
 import shutil
 import threading
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from gguf_shapes import LlamaShape, write_llama
-from pools import TIMEOUT, Loader, bytes_of, generate, opened, pool_config, state_of, until
+from pools import QUICK, TIMEOUT, Loader, bytes_of, generate, opened, pool_config, state_of, until
 
 from server.core.duration import Duration
 from server.core.errors import (
@@ -20,12 +22,15 @@ from server.core.errors import (
     InsufficientMemory,
     ModelLoadingFailed,
     ModelNotFound,
+    QueueFull,
     TimedOut,
 )
 from server.core.events import Failed, Finished
 from server.core.ports import LoadProgress, ModelState
 from server.pool.config import ModelConfig
 from server.pool.footprint_file import FootprintFile
+from server.pool.loader import LoadedModel
+from server.pool.plan import LoadPlan
 from server.pool.policy import PolicyConfig
 from server.pool.pool import Pool
 
@@ -437,3 +442,117 @@ async def test_what_a_load_took_is_remembered(tmp_path: Path) -> None:
         assert status is not None
         assert status.measured is not None
         assert status.measured["CPU"] > path.stat().st_size / 2
+
+
+async def test_a_context_is_cut_to_what_was_measured(loader: Loader, tmp_path: Path) -> None:
+    path = tmp_path / "wide.gguf"
+    write_llama(path, LlamaShape(width=512, kv_heads=4, layers=16, context=8192))
+    more = 40 << 20
+
+    def load_more(plan: LoadPlan, *others: Any) -> LoadedModel:  # noqa: ANN401 (the others are passed on)
+        model = loader(plan, *others)
+        return replace(model, measured={"CPU": plan.predicted["CPU"] + more})
+
+    budget = bytes_of(path) + (1 << 20)
+    pool = Pool({"wide": ModelConfig(str(path))}, pool_config(budget), load=load_more, policy=QUICK)
+    cells = []
+    for _ in range(2):
+        await use(pool, "wide")
+        cells.append(pool.statuses()[0].kv_cells or 0)
+        await pool.unload("wide", force=False)
+    await pool.close()
+    assert 0 < cells[1] < cells[0]
+
+
+async def test_an_operator_may_unload_what_is_being_preloaded(model_path: Path, loader: Loader) -> None:
+    async with opened(models_of(model_path, "a", "b", preload=True), loader) as pool:
+        loader.gate = threading.Event()
+        preloading = asyncio.create_task(pool.preload())
+        await until(lambda: loader.num_loads == 1)
+        unloading = asyncio.create_task(pool.unload("a", force=True))
+        await asyncio.sleep(0)
+        loader.gate.set()
+        await asyncio.wait_for(asyncio.gather(preloading, unloading), TIMEOUT)
+        assert (state_of(pool, "a"), state_of(pool, "b")) == (COLD, WARM)
+        assert [model.is_ready for model in pool.preloaded()] == [True, True]
+
+
+async def test_preloading_takes_as_long_as_it_takes(model_path: Path, loader: Loader) -> None:
+    config = pool_config(load_timeout=Duration("1ms"))
+    async with opened(models_of(model_path, "a", preload=True), loader, config) as pool:
+        loader.gate = threading.Event()
+        preloading = asyncio.create_task(pool.preload())
+        await until(lambda: loader.num_loads == 1)
+        with pytest.raises(TimedOut):
+            await pool.lease("a")
+        loader.gate.set()
+        await asyncio.wait_for(preloading, TIMEOUT)
+        assert state_of(pool, "a") is WARM
+
+
+async def test_a_preload_joins_a_load_that_a_request_began(model_path: Path, size: int, loader: Loader) -> None:
+    models = models_of(model_path, "a", preload=True)
+    async with opened(models, loader, pool_config(size)) as pool:
+        loader.gate = threading.Event()
+        asking = asyncio.create_task(use(pool, "a"))
+        await until(lambda: loader.num_loads == 1)
+        preloading = asyncio.create_task(pool.preload())
+        await asyncio.sleep(0)
+        assert not preloading.done()
+        assert [model.is_ready for model in pool.preloaded()] == [False]
+        loader.gate.set()
+        await asyncio.wait_for(asyncio.gather(asking, preloading), TIMEOUT)
+        assert loader.num_loads == 1
+
+
+async def test_a_plan_is_not_used_after_who_it_was_made_for_went_away(
+    model_path: Path, size: int, loader: Loader, tmp_path: Path
+) -> None:
+    path = tmp_path / "b.gguf"
+    shutil.copy(model_path, path)
+    models = models_of(model_path, "a") | {"b": ModelConfig(str(path))}
+    patient = PolicyConfig(longest_wait_seconds=TIMEOUT, least_residency_seconds=0.0, idle_grace_seconds=0.0)
+    async with opened(models, loader, pool_config(size), patient) as pool:
+        with await pool.lease("a"):
+            leaving = asyncio.create_task(pool.lease("b"))
+            await until(lambda: (pool.status("b") or pool.statuses()[0]).kv_cells is not None)
+            leaving.cancel()
+            await asyncio.wait({leaving})
+        path.unlink()
+        shutil.copy(model_path, path)
+        os.utime(path, (1, 1))
+        await use(pool, "b")
+
+
+async def test_no_more_requests_wait_for_a_load_than_it_can_serve(model_path: Path, loader: Loader) -> None:
+    config = pool_config(queue_size=3)  # beside two sequences
+    async with opened(models_of(model_path, "a"), loader, config) as pool:
+        loader.gate = threading.Event()
+        waiting = [asyncio.create_task(use(pool, "a")) for _ in range(5)]
+        await until(lambda: pool.statuses()[0].num_waiting == 5)
+        with pytest.raises(QueueFull) as caught:
+            await pool.lease("a")
+        assert caught.value.retry_after is not None
+        await asyncio.sleep(0)
+        loader.gate.set()
+        await asyncio.gather(*waiting)
+
+
+async def test_a_dismissed_model_that_dies_is_not_loaded_again(model_path: Path, loader: Loader) -> None:
+    async with opened(models_of(model_path, "a", preload=True), loader) as pool:
+        await pool.preload()
+        lease = await pool.lease("a")
+        unloading = asyncio.create_task(pool.unload("a", force=False))
+        await until(lambda: state_of(pool, "a") is DRAINING)
+        lease.model.engine.close(TIMEOUT)
+        lease.release()
+        await asyncio.wait_for(unloading, TIMEOUT)
+        assert (state_of(pool, "a"), loader.num_loads) == (COLD, 1)
+
+
+async def test_a_template_that_is_a_pipe_is_refused(model_path: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jinja")
+    models = models_of(model_path, "a", chat_template=str(tmp_path / "pipe.jinja"))
+    async with opened(models) as pool:
+        with pytest.raises(ModelLoadingFailed, match="not a regular file"):
+            await pool.lease("a")

@@ -142,7 +142,7 @@ async def _answer(
     if force is not None and action is not Action.UNLOAD:
         raise UnsupportedParameter("Unknown parameter: 'force'. Only unload can be forced.", param="force")
     status = await administration.status(text)
-    # a client that goes away stops waiting; what it has asked for goes on
+    # a client that goes away stops waiting; a load or unload that has begun goes on
     work = administration.act(action, status.model, force=bool(force))
     await run_while_connected(request.receive, work)
     return JsonResponse(await administration.entry(text))
@@ -156,6 +156,8 @@ def _action(name: str) -> Action:
 
 
 def _force(request: Request, options: ModelActionOptions) -> bool | None:
+    if unknown := sorted(request.query_params.keys() - {"force"}):
+        raise UnsupportedParameter(f"Unknown parameter: {unknown[0][:64]!r}.", param=unknown[0][:64])
     given = [options.force] if "force" in options.model_fields_set else []
     for text in request.query_params.getlist("force"):
         if text not in _FLAGS:
