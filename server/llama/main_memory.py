@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 _ROOT = Path("/")
+_MAPPINGS = Path("/proc/self/maps")
+_NOT_NEEDED = 4  # MADV_DONTNEED
 
 
 class MainMemory(NamedTuple):
@@ -65,6 +67,24 @@ def give_back_freed() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
     if trim is not None:  # glibc
         trim(ctypes.c_size_t(0))
+
+
+def can_release_mappings() -> bool:
+    """Whether ``release_mapping`` works here."""
+    return _MAPPINGS.exists() and hasattr(ctypes.CDLL(None), "madvise")
+
+
+def release_mapping(path: Path) -> None:
+    """Give back the resident pages of a mapped file; those that are needed again come back from the page cache."""
+    identity = path.stat()
+    madvise = ctypes.CDLL(None).madvise
+    for line in _MAPPINGS.read_text(encoding="utf-8", errors="surrogateescape").splitlines():
+        # https://man7.org/linux/man-pages/man5/proc_pid_maps.5.html
+        addresses, _, _, device, inode, *_ = line.split(maxsplit=5)
+        major, minor = (int(part, 16) for part in device.split(":"))
+        if (int(inode), major, minor) == (identity.st_ino, os.major(identity.st_dev), os.minor(identity.st_dev)):
+            begin, end = (int(address, 16) for address in addresses.split("-"))
+            madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), _NOT_NEEDED)
 
 
 def _table(path: Path) -> dict[str, int]:

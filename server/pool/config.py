@@ -86,7 +86,7 @@ class ModelConfig:
         kv_cache_type: element type of the KV cache; the quantized ones need less memory and are slightly less exact.
         flash_attention: compute attention without keeping all its scores; "auto" where the device can.
         mmap: map the file instead of reading it, so that its pages are shared and can be dropped; "auto" means where
-            that does not cost memory twice (a CPU rearranges some formats when it loads them).
+            that does not cost memory twice (a CPU rearranges some formats; on Linux the pages are then given back).
         mlock: keep the weights from being swapped out.
         threads: overrides ``[llamacpp] threads``; 0 means not overridden.
         tensor_split: with several GPUs, the share of the model that each one takes, such as [3, 1]; empty means by free

@@ -70,6 +70,7 @@ class Choice:
     Attributes:
         candidate: context and layers.
         use_mmap: whether the file is mapped.
+        releases_mapping: whether its pages are given back after the load.
         shares: of the layers on the GPUs, by GPU; empty where there is nothing to divide.
         predicted: bytes to set aside, by device.
         later: bytes of main memory among them that the first large batch will take, and not the load.
@@ -79,6 +80,7 @@ class Choice:
 
     candidate: Candidate
     use_mmap: bool
+    releases_mapping: bool
     shares: tuple[float, ...]
     predicted: Mapping[str, int]
     later: int
@@ -96,6 +98,7 @@ class Fitting:
         wish: what is settled already.
         gpus: names of the GPUs.
         limits: bytes that the model may take, by device; none on a device that is missing.
+        can_release: whether the pages of a mapped file can be given back.
 
     """
 
@@ -105,6 +108,7 @@ class Fitting:
     wish: Wish
     gpus: Sequence[str]
     limits: Mapping[str, int]
+    can_release: bool = False
 
     def choose(self) -> Choice:
         """Return the best candidate that fits, or the smallest one."""
@@ -198,6 +202,7 @@ class Fitting:
         return Choice(
             candidate,
             self._maps if not candidate.gpu_layers else self._maps_with_gpu,
+            self._releases and not candidate.gpu_layers,
             self._shares if candidate.gpu_layers and len(self.gpus) > 1 else (),
             predicted,
             footprint.compute_cpu + footprint.output,
@@ -212,7 +217,8 @@ class Fitting:
             self.shape,
             num_cells=candidate.cells,
             num_gpu_layers=candidate.gpu_layers,
-            use_mmap=self._maps_with_gpu if candidate.gpu_layers else self._maps,
+            # what is released after the load leaves as much as a file that was read
+            use_mmap=self._maps_with_gpu if candidate.gpu_layers else self._maps and not self._releases,
         )
         return predict_footprint(self.header, shape, self.parts)
 
@@ -222,17 +228,26 @@ class Fitting:
 
     @cached_property
     def _maps(self) -> bool:
-        """Whether a model without a GPU is mapped.
+        """Whether a model without a GPU is mapped."""
+        if self.wish.use_mmap is not None:
+            return self.wish.use_mmap
+        return self.can_release or not self._is_rearranged
+
+    @property
+    def _releases(self) -> bool:
+        return self._maps and self.can_release and self._is_rearranged
+
+    @cached_property
+    def _is_rearranged(self) -> bool:
+        """Whether a mapped file without a GPU would take memory twice.
 
         What the processor has rearranged is in memory of its own, and the pages of the file stay beside it.
         """
-        if self.wish.use_mmap is not None:
-            return self.wish.use_mmap
         shape = replace(self.shape, num_gpu_layers=0, num_cells=CELLS_STEP)
         mapped, read = (
             predict_footprint(self.header, replace(shape, use_mmap=use_mmap), self.parts) for use_mmap in (True, False)
         )
-        return mapped.total_cpu <= read.total_cpu + read.weights_cpu // _ALIGNMENT_SHARE
+        return mapped.total_cpu > read.total_cpu + read.weights_cpu // _ALIGNMENT_SHARE
 
     @cached_property
     def _shares(self) -> tuple[float, ...]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from weakref import WeakSet
 
 from server.chat.template import ChatTemplate
@@ -16,7 +17,7 @@ from server.core.request import Message
 from server.engine.engine import Delivery, Engine
 from server.engine.runner import Tokens
 from server.llama.devices import CPU, free_bytes
-from server.llama.main_memory import give_back_freed, resident_bytes
+from server.llama.main_memory import give_back_freed, release_mapping, resident_bytes
 from server.llama.model import LlamaModel
 from server.llama.runner import LlamaRunner
 from server.pool.config import ModelConfig, PoolConfig
@@ -171,6 +172,9 @@ def load_model(
         model = _load_weights(plan, monitor)
         undo.callback(model.close)
         _check_identity(plan)  # the weights are of the file that was checked, and not of one that came in between
+        if plan.releases_mapping:
+            for file in _files(plan):
+                release_mapping(file)
         template = _template(config, model)
         runner = LlamaRunner(model, plan.context)
         undo.callback(runner.close)
@@ -215,12 +219,16 @@ def _load_weights(plan: LoadPlan, monitor: LoadMonitor) -> LlamaModel:
     return LlamaModel.load(plan.path, plan.load, on_progress)
 
 
+def _files(plan: LoadPlan) -> Sequence[Path]:
+    return (plan.path, *(split_parts(plan.path) if plan.identity.parts else ()))
+
+
 def _read_ahead(plan: LoadPlan, monitor: LoadMonitor) -> None:
-    parts = split_parts(plan.path) if plan.identity.parts else ()
-    for index, file in enumerate((plan.path, *parts)):
+    files = _files(plan)
+    for index, file in enumerate(files):
 
         def on_progress(fraction: float, index: int = index) -> None:
-            monitor.report((index + fraction) / (1 + len(parts)) * _CACHE_SHARE)
+            monitor.report((index + fraction) / len(files) * _CACHE_SHARE)
 
         try:
             read_ahead(file, on_progress)

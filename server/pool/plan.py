@@ -14,6 +14,7 @@ from typing import Self
 from server.chat.template import CHATML, ChatTemplate
 from server.core.errors import ModelLoadingFailed
 from server.llama.devices import Device, devices, native_version, system_info
+from server.llama.main_memory import can_release_mappings
 from server.llama.model import ContextOptions, LoadOptions
 from server.pool.config import AutoInt, KvCacheType, ModelConfig, PoolConfig, Switch
 from server.pool.fitting import CPU, Choice, Fitting, Wish
@@ -56,11 +57,12 @@ class Machine:
 
     devices: tuple[Device, ...]
     system_info: str
+    can_release_mappings: bool = False
 
     @classmethod
     def this(cls) -> Self:
         """Look at the machine that this process runs on."""
-        return cls(devices(), system_info())
+        return cls(devices(), system_info(), can_release_mappings())
 
     @property
     def gpus(self) -> Sequence[str]:
@@ -80,6 +82,7 @@ class LoadPlan:
         predicted: bytes by device to set aside, margins included.
         fingerprint: stands for everything that decides the bytes.
         choice: what was chosen and why, for the log.
+        releases_mapping: whether the pages of the mapped file are given back after the load.
         later: bytes of main memory among ``predicted`` that the first large batch will take, and not the load.
 
     """
@@ -92,6 +95,7 @@ class LoadPlan:
     fingerprint: str
     choice: str
     later: int = 0
+    releases_mapping: bool = False
 
 
 def make_plan(config: ModelConfig, pool_config: PoolConfig, machine: Machine, limits: Mapping[str, int]) -> LoadPlan:
@@ -114,7 +118,10 @@ def make_plan(config: ModelConfig, pool_config: PoolConfig, machine: Machine, li
     chat_template(config, header.chat_template, bos_text="", eos_text="", control_texts=())
     for problem in _problems(config, machine, header):
         raise ModelLoadingFailed(f"{path}: {problem}.")
-    fitting = Fitting(header, parts, _shape(config, pool_config, machine), _wish(config), machine.gpus, limits)
+    can_release = machine.can_release_mappings and not config.mlock
+    fitting = Fitting(
+        header, parts, _shape(config, pool_config, machine), _wish(config), machine.gpus, limits, can_release
+    )
     choice = fitting.choose()
     load = LoadOptions(choice.candidate.gpu_layers, choice.use_mmap, config.mlock, choice.shares)
     context = ContextOptions(
@@ -135,6 +142,7 @@ def make_plan(config: ModelConfig, pool_config: PoolConfig, machine: Machine, li
         _fingerprint(path, identity, load, context, machine),
         _explained(fitting, choice, config.kv_cache_type),
         choice.later,
+        choice.releases_mapping,
     )
 
 
@@ -238,7 +246,8 @@ def _fingerprint(
 ) -> str:
     """Hash what decides the bytes."""
     named = [(device.name, device.description) for device in machine.devices]
-    decisive = (os.fspath(path.resolve()), identity, load, context, native_version(), named, machine.system_info)
+    system = (native_version(), named, machine.system_info, machine.can_release_mappings)
+    decisive = (os.fspath(path.resolve()), identity, load, context, system)
     return sha256(repr(decisive).encode("utf-8", "surrogateescape")).hexdigest()
 
 
@@ -248,7 +257,7 @@ def _explained(fitting: Fitting, choice: Choice, cache_type: KvCacheType) -> str
     figures = ", ".join(
         f"{device} {_gib(num)} of {_gib(fitting.limits.get(device, 0))}" for device, num in choice.predicted.items()
     )
-    way = "mapped" if choice.use_mmap else "read"
+    way = "read" if not choice.use_mmap else "mapped and released" if choice.releases_mapping else "mapped"
     reasons = [*_reasons(fitting, choice)]
     return (
         f"{_place(fitting, choice)}, {candidate.sequence_len} tokens of context, {candidate.cells} KV cells "

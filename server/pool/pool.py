@@ -9,7 +9,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
 from server.core.duration import duration_seconds
 from server.core.errors import Draining, LlmspellError, ModelNotFound, QueueFull, TimedOut
@@ -131,12 +130,10 @@ class Pool:
         """
         if self._entries:
             await self._accounts.machine()
-        paths = [entry.config.path for entry in self._entries.values() if not entry.config.preload]
-        for path in await asyncio.to_thread(_missing, paths):
-            _log.warning("there is no file %s; requests for its model will be refused until there is", path)
         for entry in self._entries.values():
             if entry.config.preload and not entry.is_usable:
                 await self._preload(entry)
+        self._turns.look_ahead()
 
     def preloaded(self) -> list[PreloadedModel]:
         """Describe the models that the configuration wants in memory from the start."""
@@ -246,7 +243,3 @@ class Pool:
         except LlmspellError as error:
             entry.failure = error
             raise
-
-
-def _missing(paths: Sequence[str]) -> list[str]:
-    return [path for path in paths if not Path(path).is_file()]

@@ -71,6 +71,7 @@ class Turns:
         self._is_turn_due = False
         self._timer: asyncio.TimerHandle | None = None
         self._is_closing = False
+        self._looking_ahead: asyncio.Task[None] | None = None
 
     @property
     def is_closing(self) -> bool:
@@ -135,6 +136,23 @@ class Turns:
             raise failure
         return plan
 
+    def look_ahead(self) -> None:
+        """Plan, one after the other, what nobody has asked for yet: its first load need not, and what is wrong is told.
+
+        Operators see what the models would take.
+        """
+        self._looking_ahead = self._start(self._look_ahead())
+
+    async def _look_ahead(self) -> None:
+        for entry in self._entries.values():
+            if entry.residence is Residence.COLD and entry.plan is None and not entry.waiters:
+                try:
+                    plan = await self.plan(entry)
+                except LlmspellError as error:
+                    _log.warning("local/%s cannot be loaded as things are: %s", entry.name, error)
+                else:
+                    entry.plan = entry.plan or plan
+
     async def unload(self, entry: Entry, *, force: bool) -> None:
         """Unload a model after those who came before, or with ``force`` at once; wait until it is out of memory."""
         if force:
@@ -154,6 +172,8 @@ class Turns:
     async def close(self, reason: LlmspellError) -> None:
         """Fail who waits with ``reason``, abort loads, fail what still runs, and free all memory."""
         self._is_closing = True
+        if self._looking_ahead is not None:
+            self._looking_ahead.cancel()
         for entry in self._entries.values():
             _fail_waiters(entry, reason)
             if entry.planning is not None:

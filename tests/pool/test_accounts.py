@@ -80,12 +80,13 @@ async def test_accounts_are_overdrawn_when_a_load_takes_more_than_there_is(plan:
     accounts = await accounts_of(FootprintFile(None))
     for model in ("m", "n"):
         accounts.reserve(model, plan.predicted)
-    assert not accounts.is_overdrawn
+    found = [accounts.is_overdrawn]
     for model in ("m", "n"):
         accounts.correct(model, plan, {"CPU": 1100 * MIB})
-    assert accounts.is_overdrawn
+    found.append(accounts.is_overdrawn)
     accounts.release("m")
-    assert not accounts.is_overdrawn
+    found.append(accounts.is_overdrawn)
+    assert found == [False, True, False]
 
 
 async def test_a_file_that_is_broken_or_cannot_be_written_is_no_obstacle(

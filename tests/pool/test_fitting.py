@@ -187,6 +187,30 @@ def test_whether_a_file_is_mapped(kind: str, wished: bool | None, gpu_layers: in
     assert choice.use_mmap is expected
 
 
+@pytest.mark.parametrize(
+    ("kind", "wished", "gpu_layers", "expected"),
+    [
+        ("Q4_K", None, 0, (True, True)),
+        ("Q4_K", True, 0, (True, True)),
+        ("Q4_K", False, 0, (False, False)),
+        ("Q8_0", None, 0, (True, False)),
+        ("Q4_K", None, -1, (True, False)),
+    ],
+)
+def test_pages_are_given_back_where_they_were_rearranged(
+    kind: str,
+    wished: bool | None,  # noqa: FBT001
+    gpu_layers: int,
+    expected: tuple[bool, bool],
+) -> None:
+    limits, wish = {"CPU": 32, "GPU0": 32}, Wish(gpu_layers=gpu_layers, use_mmap=wished)
+    releasing = replace(fitting(limits, wish, llama_header(kind=kind)), can_release=True).choose()
+    assert (releasing.use_mmap, releasing.releases_mapping) == expected
+    read = fitting(limits, replace(wish, use_mmap=False), llama_header(kind=kind)).choose()
+    if releasing.releases_mapping:
+        assert releasing.predicted == read.predicted
+
+
 SMALL = llama_header(layers=4, width=1024, heads=16, hidden=2048, vocabulary=8192)
 LIMIT = st.integers(0, 1500).map(lambda mib: mib / 1024)
 GPU_LIMITS = st.lists(LIMIT, max_size=2).map(lambda limits: {f"GPU{at}": limit for at, limit in enumerate(limits)})

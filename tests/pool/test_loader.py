@@ -440,3 +440,22 @@ def test_models_that_do_not_generate_are_given_back(tiny_path: Path, monkeypatch
     with pytest.raises(ModelLoadingFailed, match="does not generate"):
         Loading(tiny_path).load()
     assert len(closed) == 1
+
+
+def test_a_model_whose_pages_were_given_back_says_what_it_says_otherwise(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    write_llama(path, LlamaShape(layers=4, width=512, heads=8, hidden=2048, vocabulary=4096, weights="Q4_K_M"))
+    said, took = [], []
+    for mmap in (Switch.ON, Switch.OFF):
+        loading = Loading(path, mmap=mmap)
+        assert loading.plan.releases_mapping is (mmap is Switch.ON and Machine.this().can_release_mappings)
+        gc.collect()
+        give_back_freed()
+        before = resident_bytes()
+        model = loading.load()
+        took.append(resident_bytes() - before)
+        said.append(loading.generate(model, 20)[:-1])
+        model.stop()
+        model.close()
+    assert said[0] == said[1]
+    assert took[0] < took[1] + 8 * MIB
