@@ -1,10 +1,11 @@
 """What the pool costs: changing between models in memory, loading one, and starting with one.
 
 ``switch``: two models are in memory; the first token of a request after one to the other model, beside that after one
-to the same model. ``load``: planning, loading and warming up as the pool does it, beside llama.cpp's own calls with its
-own defaults, each in a process of its own, with the file in the page cache. ``cold``: from starting the server's
-process until it is ready, and to the first token of a request that is sent then, with the memory that the process has
-in the end. Everything is interleaved in rounds. On a machine with a GPU the same commands measure the GPU.
+to the same model. ``load``: loading and warming up as the pool does it, its headers read ahead as at the server's
+start, beside llama.cpp's own calls with its own defaults; each in a process of its own, with the file in the page
+cache. ``cold``: from starting the server's process until it is ready, and to the first token of a request that is sent
+then, with the memory that the process has in the end. Everything is interleaved in rounds. On a machine with a GPU the
+same commands measure the GPU.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import count
 from pathlib import Path
 
@@ -51,7 +52,7 @@ def first_token_seconds(port: int, model: str, since: float | None = None) -> fl
     raise SystemExit("no text arrived")
 
 
-def figures(values: list[float], unit: float = 1e3) -> str:
+def figures(values: Sequence[float], unit: float = 1e3) -> str:
     """Write the median and the range."""
     return f"{statistics.median(values) * unit:.1f} ({min(values) * unit:.1f} to {max(values) * unit:.1f})"
 
@@ -94,15 +95,16 @@ def bare_load(model: Path, context: int) -> float:
 
 
 def own_load(model: Path, context: int) -> float:
-    """Plan, load and warm up as the pool does, in this process."""
+    """Load and warm up as the pool does, in this process; headers have been read ahead, as the server does."""
     from server.pool.config import ModelConfig, PoolConfig  # noqa: PLC0415
     from server.pool.loader import LoadMonitor, load_model  # noqa: PLC0415
     from server.pool.plan import Machine, make_plan  # noqa: PLC0415
 
     machine = Machine.this()
-    started = time.perf_counter()
     config, pool_config = ModelConfig(str(model), context_length=context, kv_cells=context), PoolConfig()
     limits = {device.name: 1 << 50 for device in machine.devices}
+    make_plan(config, pool_config, machine, limits)
+    started = time.perf_counter()
     plan = make_plan(config, pool_config, machine, limits)
     load_model(plan, config, pool_config, lambda _: None, lambda: None, LoadMonitor())
     return time.perf_counter() - started
@@ -111,11 +113,12 @@ def own_load(model: Path, context: int) -> float:
 LOADS: dict[str, Callable[[Path, int], float]] = {"bare": bare_load, "own": own_load}
 
 
-def child_seconds(kind: str, model: Path, context: int) -> float:
-    """Load in a process of its own."""
+def child_load(kind: str, model: Path, context: int) -> tuple[float, float]:
+    """Load in a process of its own; return seconds, and the resident memory that it has then."""
     command = [sys.executable, __file__, "--child", kind, "--context", str(context), str(model)]
     ended = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    return float(json.loads(ended.stdout.splitlines()[-1]))
+    seconds, resident = json.loads(ended.stdout.splitlines()[-1])
+    return seconds, resident
 
 
 def measure_load(model: Path, rounds: int, context: int) -> None:
@@ -124,13 +127,17 @@ def measure_load(model: Path, rounds: int, context: int) -> None:
         while file.read(1 << 24):
             pass
     seconds: dict[str, list[float]] = {kind: [] for kind in LOADS}
-    for _ in range(rounds):
-        for kind in LOADS:
-            seconds[kind].append(child_seconds(kind, model, context))
-    ratio = statistics.median(seconds["own"]) / statistics.median(seconds["bare"])
-    print("| load, s | llama.cpp's defaults | the pool | ratio of the medians |")
+    resident: dict[str, list[float]] = {kind: [] for kind in LOADS}
+    for number in range(rounds):
+        for kind in LOADS if number % 2 else reversed(LOADS):
+            took, takes = child_load(kind, model, context)
+            seconds[kind].append(took)
+            resident[kind].append(takes)
+    print("| load | llama.cpp's defaults | the pool | ratio of the medians |")
     print("| --- | --- | --- | --- |")
-    print(f"| {model.stem} | {figures(seconds['bare'], 1)} | {figures(seconds['own'], 1)} | {ratio:.2f} |")
+    for name, values, unit in ((f"{model.stem}, s", seconds, 1.0), ("memory then, GB", resident, 1e-9)):
+        ratio = statistics.median(values["own"]) / statistics.median(values["bare"])
+        print(f"| {name} | {figures(values['bare'], unit)} | {figures(values['own'], unit)} | {ratio:.2f} |")
 
 
 def measure_cold(model: Path, rounds: int, context: int) -> None:
@@ -173,7 +180,8 @@ def main() -> None:
     arguments = parser.parse_args()
     model = arguments.model.absolute()
     if arguments.child:
-        print(json.dumps(LOADS[arguments.child](model, arguments.context)), flush=True)
+        took = LOADS[arguments.child](model, arguments.context)
+        print(json.dumps([took, psutil.Process().memory_info().rss]), flush=True)
         os._exit(0)  # an engine's thread may still run
     for name in arguments.only or MEASURES:
         MEASURES[name](model, arguments.rounds, arguments.context)
