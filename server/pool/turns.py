@@ -273,7 +273,7 @@ class Turns:
             f"local/{entry.name} does not fit into memory ({figures}). Raise memory_budget in [llamacpp], lower the "
             "model's context_length, kv_cells or max_sequences, choose a smaller kv_cache_type, or unpin another model."
         )
-        _log.warning("%s", error)
+        _log.log(_gravity(entry), "%s", error)
         return error
 
     def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
@@ -327,13 +327,7 @@ class Turns:
             self._become_cold(entry)
         except Exception as error:  # noqa: BLE001 (told to everybody who waits)
             failure = _as_loading_failure(entry, error)
-            # who waits hears of it, and a failing preload is told by the process
-            _log.log(
-                logging.WARNING if any(waiter.is_use for waiter in entry.waiters) else logging.INFO,
-                "local/%s: %s",
-                entry.name,
-                failure,
-            )
+            _log.log(_gravity(entry), "local/%s: %s", entry.name, failure)
             entry.note_failure(failure, self._clock())
             failure.retry_after = entry.not_before - self._clock()
             _fail_waiters(entry, failure)
@@ -400,6 +394,11 @@ class Turns:
             (await self.wait(entry, Waiter(self._clock(), is_use=False))).release()
         except LlmspellError as error:
             _log.error("local/%s cannot be loaded again: %s", entry.name, error)
+
+
+def _gravity(entry: Entry) -> int:
+    """Say how loud a failure to load is logged: what fails a preload or an operator's load is told to them."""
+    return logging.WARNING if any(waiter.is_use for waiter in entry.waiters) else logging.INFO
 
 
 def _fail_waiters(entry: Entry, error: LlmspellError) -> None:

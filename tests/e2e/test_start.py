@@ -123,6 +123,12 @@ def test_a_model_that_vanishes_or_cannot_be_read(tmp_path: Path) -> None:
     assert "gone.gguf" in said
 
 
+def test_a_budget_that_holds_no_model(tmp_path: Path, tiny_model: Path) -> None:
+    (tmp_path / "config.toml").write_text('[llamacpp]\nmemory_budget = "1MiB"\n', encoding="utf-8")
+    said = refusal("--config", "config.toml", "--model", str(tiny_model), home=tmp_path)
+    assert "does not fit into memory" in said
+
+
 def test_a_template_that_is_not_jinja(tmp_path: Path, tiny_model: Path) -> None:
     (tmp_path / "broken.jinja").write_text("{% if %}", encoding="utf-8")
     config = f'[models."local/tiny"]\npath = "{tiny_model}"\nchat_template = "broken.jinja"\npreload = true\n'
