@@ -6,6 +6,7 @@ import ctypes
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,8 @@ class LlamaModel:
         """Own ``handle``, a ``llama_model`` pointer."""
         self.path = path
         self.handle = handle
-        self.vocabulary = LlamaVocabulary(llama_cpp.llama_model_get_vocab(handle))
+        self._vocabulary_handle = llama_cpp.llama_model_get_vocab(handle)
+        self.vocabulary_size: int = llama_cpp.llama_vocab_n_tokens(self._vocabulary_handle)
         self.trained_context_length: int = llama_cpp.llama_model_n_ctx_train(handle)
         self.window_len: int = llama_cpp.llama_model_n_swa(handle)
         template = llama_cpp.llama_model_chat_template(handle, None)
@@ -124,6 +126,11 @@ class LlamaModel:
         except BaseException:
             llama_cpp.llama_model_free(handle)
             raise
+
+    @cached_property
+    def vocabulary(self) -> LlamaVocabulary:
+        """The token table, read when it is first asked for: a microsecond for each token."""
+        return LlamaVocabulary(self._vocabulary_handle)
 
     def close(self) -> None:
         """Free the weights; every context must be closed before. May be called again."""

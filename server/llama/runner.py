@@ -77,7 +77,7 @@ class LlamaRunner:
             num_cells=options.num_cells,
             sequence_len=options.sequence_len,
             batch_size=batch_size,
-            vocabulary_size=model.vocabulary.size,
+            vocabulary_size=model.vocabulary_size,
         )
         self._can_cut = not (
             llama_cpp.llama_model_is_recurrent(model.handle) or llama_cpp.llama_model_is_hybrid(model.handle)

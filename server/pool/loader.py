@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,7 +111,7 @@ class LoadedModel:
     @property
     def vocabulary_size(self) -> int:
         """Token ids are below this."""
-        return self._model.vocabulary.size
+        return self._model.vocabulary_size
 
     def stop(self) -> None:
         """Fail what still runs and end the engine; blocking, for a worker thread."""
@@ -175,9 +176,12 @@ def load_model(
         if plan.releases_mapping:
             for file in _files(plan):
                 release_mapping(file)
-        template = _template(config, model)
-        runner = LlamaRunner(model, plan.context)
+        # The token table is read while memory for the context is found.
+        with ThreadPoolExecutor(1, thread_name_prefix="vocabulary") as beside:
+            templating = beside.submit(_template, config, model)
+            runner = LlamaRunner(model, plan.context)
         undo.callback(runner.close)
+        template = templating.result()
         monitor.report(_CONTEXT_SHARE)
         engine = Engine(
             runner,
