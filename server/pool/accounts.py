@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from server.core.ports import DeviceMemory
+from server.pool.background import in_thread
 from server.pool.budget import device_budgets
 from server.pool.config import MemoryBudget
 from server.pool.footprint_file import FootprintFile
@@ -50,9 +51,9 @@ class MemoryAccounts:
         return self._machine
 
     async def _open(self) -> Machine:
-        machine = await asyncio.to_thread(self._find_machine)
+        machine = await in_thread(self._find_machine)
         budgets = device_budgets(self._budget, machine.devices)
-        self._footprints = await asyncio.to_thread(self._file.read)
+        self._footprints = await in_thread(self._file.read)
         self._ledger = Ledger(budgets)
         sizes = ", ".join(f"{shown_bytes(size)} on {device}" for device, size in budgets.items())
         _log.info("models may take %s", sizes, extra={"budgets": budgets})
@@ -132,7 +133,7 @@ class MemoryAccounts:
     async def write(self) -> None:
         """Remember what loads took."""
         async with self._writing:
-            await asyncio.to_thread(self._file.write, self._footprints.to_json())
+            await in_thread(self._file.write, self._footprints.to_json())
 
     def devices(self) -> Sequence[DeviceMemory]:
         """List the devices."""
