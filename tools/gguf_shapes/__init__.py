@@ -1,5 +1,6 @@
 """Random-weight GGUF files of any size, for tests and benchmarks: they run like real models and say nothing."""
 
+from gguf_shapes.reciting import recited_tokens, write_reciting
 from gguf_shapes.shapes import (
     EIGHT_BILLION,
     QUARTER_BILLION,
@@ -28,9 +29,11 @@ __all__ = [
     "Vocabulary",
     "Weights",
     "byte_pair_vocabulary",
+    "recited_tokens",
     "write_embedding",
     "write_hybrid",
     "write_llama",
+    "write_reciting",
     "write_recurrent",
     "write_sliding_window",
 ]

@@ -76,26 +76,31 @@ class Weights:
     kind: str = "F32"
     seed: int = 0
     layers: int = 0
-    _made: dict[tuple[str, int, int], Bytes] = field(default_factory=dict)
+    _made: dict[tuple[str, int, int, float], Bytes] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._random = np.random.default_rng(self.seed)
 
-    def matrix(self, name: str, inputs: int, outputs: int) -> None:
-        """Add a matrix whose product with unit-variance inputs has about unit variance."""
+    def matrix(self, name: str, inputs: int, outputs: int, *, scale: float = 1.0) -> None:
+        """Add a matrix whose product with unit-variance inputs has a standard deviation of about ``scale``."""
         kind = self._kind(name)
         dtype, block, encode = _FORMATS[kind]
         if inputs % block:
             raise ValueError(f"{name}: {kind} needs a multiple of {block} inputs, not {inputs}")
         reusable = inputs * outputs >= POOL
-        matrix = self._made.get((kind, inputs, outputs)) if reusable else None
+        matrix = self._made.get((kind, inputs, outputs, scale)) if reusable else None
         if matrix is None:
             count = min(POOL, inputs * outputs)
-            blocks = encode(self._random.standard_normal(count, np.float32) * np.float32(inputs**-0.5))
+            blocks = encode(self._random.standard_normal(count, np.float32) * np.float32(scale * inputs**-0.5))
             matrix = np.resize(blocks.reshape(-1), (outputs, inputs // block * blocks.shape[1]))
         if reusable:
-            self._made[kind, inputs, outputs] = matrix
+            self._made[kind, inputs, outputs, scale] = matrix
         self.writer.add_tensor(name, matrix, raw_dtype=dtype)
+
+    def rows(self, name: str, values: NDArray[np.float32]) -> None:
+        """Add a matrix of these values, one output a row, in the format of the model."""
+        dtype, _, encode = _FORMATS[self._kind(name)]
+        self.writer.add_tensor(name, encode(values).reshape(len(values), -1), raw_dtype=dtype)
 
     def _kind(self, name: str) -> str:
         """Choose as llama.cpp's quantizer does for Q4_K_M (``use_more_bits`` in src/llama-quant.cpp)."""
