@@ -13,7 +13,7 @@ from server.backends.llamacpp import LlamaCppBackend
 from server.backends.ollama.backend import OllamaBackend
 from server.config import Settings, cache_directory, inherited_environment
 from server.core.model_spec import parse_model_spec
-from server.core.ports import Backend
+from server.core.ports import Backend, Residency
 from server.pool.footprint_file import FootprintFile
 from server.pool.pool import Pool
 from server.router import ModelRouter
@@ -23,11 +23,14 @@ from server.router import ModelRouter
 class Application:
     """The HTTP application, and ``preload``, which loads what the settings want in memory from the start.
 
-    ``preload`` raises ``ModelLoadingFailed`` if a model cannot be loaded; requests may arrive meanwhile.
+    ``preload`` raises ``ModelLoadingFailed`` if a model cannot be loaded; requests may arrive meanwhile. ``router`` and
+    ``residency`` are what is behind the HTTP application, for who uses it without HTTP, within the application's life.
     """
 
     api: FastAPI
     preload: Callable[[], Awaitable[None]]
+    router: ModelRouter
+    residency: Residency
 
 
 def create_application(settings: Settings) -> Application:
@@ -57,4 +60,4 @@ def create_application(settings: Settings) -> Application:
             if ollama is not None:
                 await ollama.aclose()
 
-    return Application(create_api(router, settings.api, lifespan, residency=pool), pool.preload)
+    return Application(create_api(router, settings.api, lifespan, residency=pool), pool.preload, router, pool)

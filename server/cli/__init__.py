@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from server import __version__
-from server.cli import serve
+from server.cli import bench, serve
 from server.core.errors import LlmspellError
 
 app = typer.Typer(
@@ -20,6 +20,7 @@ app = typer.Typer(
     add_completion=False,
 )
 app.command("serve")(serve.serve)
+app.command("bench")(bench.bench)
 
 
 def _print_version(wanted: bool) -> None:  # noqa: FBT001 - the signature is typer's

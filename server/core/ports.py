@@ -29,7 +29,8 @@ class ModelCard:
     """A model that a backend can serve.
 
     ``model`` is the name without provider (``llama3.1:8b``); ``created`` is Unix time in seconds; ``size_bytes`` is the
-    size on disk; ``context_length`` counts tokens of one sequence.
+    size on disk; ``context_length`` counts tokens of one sequence; ``memory_bytes`` is what it takes in memory:
+    ``None`` when it is not there, and for models of this process, of which ``Residency`` tells more.
     """
 
     model: str
@@ -39,6 +40,7 @@ class ModelCard:
     size_bytes: int
     context_length: int | None
     capabilities: tuple[str, ...] = ("chat",)
+    memory_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

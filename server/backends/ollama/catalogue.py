@@ -55,7 +55,7 @@ class Catalogue:
         self._details: dict[str, ModelDetails] = {}
         self._fetching_details: dict[str, asyncio.Task[None]] = {}
         self._detail_requests = asyncio.Semaphore(_MAX_DETAIL_REQUESTS)
-        self._running: frozenset[str] = frozenset()
+        self._running: Mapping[str, int | None] = {}
         self._running_asked_at = float("-inf")
         self._was_slow = False
         self._is_something_else = False
@@ -240,6 +240,7 @@ class Catalogue:
             size_bytes=model.size_bytes,
             context_length=told.context_length or model.details.context_length,
             capabilities=tuple(_CAPABILITIES.get(name, name) for name in capabilities),
+            memory_bytes=self._running.get(model.name.lower()),
         )
 
 

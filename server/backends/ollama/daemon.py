@@ -85,8 +85,8 @@ class Daemon:
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise garbled(f"its list of models has no {error}") from error
 
-    async def running(self) -> frozenset[str]:
-        """Return the names, in lower case, of the models in memory.
+    async def running(self) -> Mapping[str, int | None]:
+        """Return the models in memory: their names, in lower case, and the bytes they take, if the daemon says.
 
         Raises:
             LlmspellError: it does not answer, or not as Ollama does.
@@ -94,8 +94,8 @@ class Daemon:
         """
         answer = await self._ask("GET", "/api/ps")
         try:
-            return frozenset(str(row["name"]).lower() for row in answer["models"] or ())
-        except (KeyError, TypeError) as error:
+            return {str(row["name"]).lower(): _positive(row.get("size")) for row in answer["models"] or ()}
+        except (KeyError, TypeError, AttributeError) as error:
             raise garbled(f"its list of running models has no {error}") from error
 
     async def details(self, name: str) -> ModelDetails:

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 from asking import PATIENCE, until
-from fakes.ollama import Answer, Cut, FakeModel, FakeOllama, Pause
+from fakes.ollama import DEFAULT_MODELS, Answer, Cut, FakeModel, FakeOllama, Pause
 from peer import counted, listening, sending
 
 from server.backends.ollama.daemon import Daemon, ModelDetails
@@ -66,12 +66,15 @@ async def test_dates(row: str, modified_at: int | None) -> None:
 
 
 async def test_running(daemon: Daemon) -> None:
-    assert await daemon.running() == frozenset()
+    assert await daemon.running() == {}
     await daemon.load("Demo", "5m")
-    assert await daemon.running() == {"demo:latest"}
+    running = await daemon.running()
+    assert running.keys() == {"demo:latest"}
+    assert running["demo:latest"] is not None
+    assert running["demo:latest"] > DEFAULT_MODELS[0].size
     await daemon.unload("demo")
     await daemon.unload("demo")
-    assert await daemon.running() == frozenset()
+    assert await daemon.running() == {}
 
 
 async def test_details(daemon: Daemon) -> None:
