@@ -21,7 +21,7 @@ import numpy as np
 from server.core.batch import Chunk
 from server.core.events import Failed, Finished
 from server.core.request import SamplingParameters
-from server.engine.engine import Delivery, Engine
+from server.engine.engine import Delivery, Engine, EngineOptions
 from server.engine.sequence import GenerationRequest
 from server.llama.model import ContextOptions, LlamaModel, LoadOptions
 from server.llama.runner import LlamaRunner
@@ -39,7 +39,8 @@ class EngineRound:
     """Serves one round of streams and tells how long the tokens after the first took."""
 
     def __init__(self, runner: LlamaRunner, model: LlamaModel) -> None:
-        self.engine = Engine(runner, model.vocabulary, self._deliver, queue_size=0, inter_token_target=10.0)
+        options = EngineOptions(queue_size=0, inter_token_target=10.0)
+        self.engine = Engine(runner, model.vocabulary, self._deliver, options)
         self.engine.start()
         self._pending: set[int] = set()
         self._ended = threading.Event()
@@ -70,10 +71,10 @@ def bare_tokens_per_second(runner: LlamaRunner, prompts: list[np.ndarray], num_t
     """Decode ``num_tokens`` for each prompt with nothing but llama.cpp, and return the speed of all together."""
     for sequence_id, prompt in enumerate(prompts):
         runner.clear(sequence_id)
-        runner.decode([Chunk(sequence_id, 0, prompt.tolist(), wants_logits=True)])
+        runner.decode([Chunk(sequence_id, 0, prompt.tolist(), num_rows=1)])
     started = time.perf_counter()
     for position in range(PROMPT_LEN, PROMPT_LEN + num_tokens):
-        runner.decode([Chunk(i, position, [int(prompt[0])], wants_logits=True) for i, prompt in enumerate(prompts)])
+        runner.decode([Chunk(i, position, [int(prompt[0])], num_rows=1) for i, prompt in enumerate(prompts)])
     seconds = time.perf_counter() - started
     for sequence_id in range(len(prompts)):
         runner.clear(sequence_id)

@@ -35,7 +35,7 @@ def bare_seconds(runner: LlamaRunner, tokens: list[int]) -> float:
     """Return the time that llama.cpp needs for the logits of the prompt."""
     runner.clear(0)
     started = time.perf_counter()
-    runner.decode([Chunk(0, 0, tokens, wants_logits=True)])
+    runner.decode([Chunk(0, 0, tokens, num_rows=1)])
     return time.perf_counter() - started
 
 

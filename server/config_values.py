@@ -29,6 +29,7 @@ _NOUNS: dict[Any, str] = {
     Duration: 'a duration such as "90s" or "5m", or a number of seconds (negative: for ever)',
     MemoryBudget: f"{_SIZE}, or a table of these by device",
     tuple[float, ...]: "a list of numbers that are not negative, and not all of them 0",
+    tuple[str, ...]: "a list of texts",
 }
 
 
@@ -132,8 +133,13 @@ def _shares(value: object) -> tuple[float, ...]:
     return tuple(shares)
 
 
+def _texts(value: object) -> tuple[str, ...]:
+    return tuple(TypeAdapter(list[str]).validate_python(value, strict=True))
+
+
 _READERS: dict[Any, Callable[[object], object]] = {
     Duration: _duration,
     MemoryBudget: _memory_budget,
     tuple[float, ...]: _shares,
+    tuple[str, ...]: _texts,
 }

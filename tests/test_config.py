@@ -205,9 +205,13 @@ def test_every_number_has_a_range_that_holds_its_default() -> None:
             assert key.default == "auto" or key.limits[0] <= key.default <= key.limits[1]
 
 
+def _text(value: object) -> str:
+    return json.dumps(value) if isinstance(value, tuple) else str(value)
+
+
 def test_every_key_can_be_set_by_its_variable() -> None:
     for key in (key for key in KEYS.values() if key.variable):
-        settings = load_settings({}, None, {str(key.variable): str(key.default)}).settings
+        settings = load_settings({}, None, {str(key.variable): _text(key.default)}).settings
         assert settings == Settings(), key.path
 
 

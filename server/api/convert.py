@@ -63,8 +63,12 @@ def parse_body(kind: type[Body], body: bytes) -> Body:
         raise invalid_body(error) from None
 
 
-def to_chat_request(body: ChatCompletionBody, spec: ModelSpec, config: ApiConfig) -> ChatRequest:
+def to_chat_request(
+    body: ChatCompletionBody, spec: ModelSpec, config: ApiConfig, client_key: str | None = None
+) -> ChatRequest:
     """Check what the types alone cannot say, and build what a backend gets.
+
+    ``client_key`` names the API key that the request came with.
 
     Raises:
         InvalidRequest: values are over a limit, or contradict each other.
@@ -94,6 +98,7 @@ def to_chat_request(body: ChatCompletionBody, spec: ModelSpec, config: ApiConfig
         reasoning_effort=None if body.reasoning_effort is None else ReasoningEffort(body.reasoning_effort),
         keep_alive=_keep_alive(body.keep_alive),
         num_ctx=body.num_ctx,
+        client_key=client_key,
     )
 
 

@@ -193,6 +193,7 @@ def _generation_request(request: ChatRequest, prompt: Tokens, model: LoadedModel
         stop=request.stop,
         n=request.n,
         top_logprobs=request.top_logprobs,
+        key=request.client_key,
     )
 
 

@@ -17,6 +17,7 @@
     │   ├── InsufficientMemory
     │   └── Draining
     ├── BackendError                a model or daemon behind this server failed
+    │   └── NoFreeCells
     ├── TimedOut
     └── ConfigurationError          the operator's files or flags are wrong; never reaches HTTP
 
@@ -130,6 +131,10 @@ class BackendError(LlmspellError):
     """A backend failed while it served the request."""
 
     code = "backend_error"
+
+
+class NoFreeCells(BackendError):
+    """The KV cache has no room for a batch, of which nothing was computed."""
 
 
 class TimedOut(LlmspellError):

@@ -119,6 +119,11 @@ class SamplingParameters:
     ignore_eos: bool = False
     seed: int | None = None
 
+    @property
+    def uses_penalties(self) -> bool:
+        """Whether what was said changes what is chosen."""
+        return self.frequency_penalty != 0 or self.presence_penalty != 0 or self.repeat_penalty != 1
+
 
 @dataclass(frozen=True, slots=True)
 class ChatRequest:
@@ -129,6 +134,7 @@ class ChatRequest:
     ``given_sampling`` names the fields of ``sampling`` that the client set: where a model brings defaults of its own,
     these hold for the others. ``keep_alive`` is as Ollama writes it: seconds, or a duration such as ``"5m"``; a
     negative one is for ever. ``num_ctx`` is the context length in tokens that the model is to be loaded with.
+    ``client_key`` tells clients apart that send different API keys; ``None`` for those that send none.
     """
 
     spec: ModelSpec
@@ -146,3 +152,4 @@ class ChatRequest:
     reasoning_effort: ReasoningEffort | None = None
     keep_alive: str | float | None = None
     num_ctx: int | None = None
+    client_key: str | None = None

@@ -10,23 +10,25 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from collections.abc import Sequence as Several
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
 from queue import Empty, SimpleQueue
 
-import numpy as np
-
-from server.core.errors import BackendError, ContextLengthExceeded, Draining, InvalidRequest, LlmspellError
+from server.core.errors import BackendError, ContextLengthExceeded, Draining, InvalidRequest, LlmspellError, NoFreeCells
 from server.core.events import Event, Failed, Started
 from server.engine.admission import Admission
-from server.engine.prefix_cache import PrefixCache
+from server.engine.drafting import Drafter
+from server.engine.kv_cells import KVCells
 from server.engine.runner import Chunk, Logits, Runner, RunnerShape, Tokens, Vocabulary
-from server.engine.scheduler import Gap, PromptBudget, schedule
-from server.engine.sequence import Generation, GenerationRequest, Sequence
+from server.engine.scheduler import Demand, Shares, charged, plan_step
+from server.engine.sequence import NOT_DRAWN, Generation, GenerationRequest, Sequence
+from server.engine.speculation import Speculation
+from server.engine.step_costs import StepCosts
+from server.engine.waiting_line import WaitingLine
 
 _log = logging.getLogger(__name__)
 
@@ -34,7 +36,30 @@ Delivery = tuple[int, list[Event]]
 _MOST_FAILED_STEPS = 5
 _UNLOADED = Draining("The model is being unloaded; send the request again.", retry_after=1.0)
 _STOPPED = BackendError("The model stopped while it served this request; send it again.")
-_NO_TOKENS: Tokens = np.empty(0, dtype=np.int32)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """How an engine treats its requests.
+
+    Attributes:
+        queue_size: sequences that may wait beyond those that can run.
+        inter_token_target: seconds that a step may take while streams decode.
+        isolates_keys: whether prompts of one key share no prefix with those of another.
+        public_prefixes: tokens that prompts of all keys may share nevertheless.
+        least_wait: tokens of another request's prompt, being computed, that are worth waiting for.
+        new_drafter: makes what guesses ahead for a sequence; ``None`` for no speculation.
+        device_sampling: whether the device draws the tokens of requests that allow it.
+
+    """
+
+    queue_size: int = 64
+    inter_token_target: float = 0.2
+    isolates_keys: bool = False
+    public_prefixes: Several[Tokens] = ()
+    least_wait: int = 32
+    new_drafter: Callable[[], Drafter] | None = None
+    device_sampling: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +93,7 @@ class Engine:
         runner: the model; from now on only the engine's thread touches it.
         vocabulary: the model's token table.
         deliver: called from the engine's thread with (generation id, events) pairs, once per step.
-        queue_size: sequences that may wait beyond those that can run.
-        inter_token_target: seconds that a step may take while streams decode.
+        options: how requests are treated.
         on_end: called from the engine's thread when it ends, closed or failed.
         clock: monotonic seconds.
 
@@ -80,9 +104,8 @@ class Engine:
         runner: Runner,
         vocabulary: Vocabulary,
         deliver: Callable[[list[Delivery]], None],
+        options: EngineOptions,
         *,
-        queue_size: int,
-        inter_token_target: float,
         on_end: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -92,19 +115,23 @@ class Engine:
         self._deliver = deliver
         self._on_end = on_end
         self._clock = clock
-        self._prefixes = PrefixCache(self._shape.num_sequences)
-        self._budget = PromptBudget(inter_token_target, self._shape.batch_size)
+        self._cells = KVCells(runner, options.public_prefixes, options.least_wait, isolates_keys=options.isolates_keys)
+        self._costs = StepCosts()
+        self._shares = Shares()
+        self._target = options.inter_token_target
+        self._uses_device = options.device_sampling
+        can_cut = self._shape.memory.can_cut
+        self._speculation = Speculation(options.new_drafter if can_cut else None, self._shape.num_rows)
         self._inbox: SimpleQueue[Generation | _Abort | _Rest | _Close] = SimpleQueue()
         self._generations: dict[int, Generation] = {}
-        self._waiting: deque[Sequence] = deque()
+        self._waiting = WaitingLine()
         self._running: dict[int, Sequence] = {}
-        self._num_reserved = 0
         self._num_failed_steps = 0
         self._is_closing = False
         self._ids = count(1)
         self._warmed_up: Future[None] = Future()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
-        self._admission = Admission(self._shape.num_sequences + queue_size)
+        self._admission = Admission(self._shape.num_sequences + options.queue_size)
 
     def start(self) -> None:
         """Start the thread and wait until the model has been warmed up on it.
@@ -127,7 +154,7 @@ class Engine:
     @property
     def status(self) -> EngineStatus:
         """How busy the engine is."""
-        return EngineStatus(len(self._running), len(self._waiting), self._num_reserved)
+        return EngineStatus(len(self._running), len(self._waiting), self._cells.num_reserved)
 
     def submit(self, request: GenerationRequest) -> int:
         """Queue a request and return its generation id; events follow through ``deliver``.
@@ -207,7 +234,6 @@ class Engine:
                 generation.events.append(Failed(error))
         for left in (self._generations, self._running, self._waiting):
             left.clear()
-        self._num_reserved = 0
         deliveries = [(generation.generation_id, generation.events) for generation in generations if generation.events]
         if deliveries:
             self._deliver(deliveries)
@@ -237,64 +263,34 @@ class Engine:
                 self._is_closing = True
 
     def _admit(self) -> None:
-        """Move sequences from the queue into cells, in order, as far as both sequences and cells are free."""
-        blocked: list[Sequence] = []
-        while self._waiting:
-            sequence = self._waiting.popleft()
-            if _awaits_sibling(sequence):
-                blocked.append(sequence)
-            elif not self._try_admit(sequence):
-                blocked.append(sequence)
-                break
-        self._waiting.extendleft(reversed(blocked))
+        self._waiting.admit(self._running.values(), self._place)
 
-    def _try_admit(self, sequence: Sequence) -> bool:
-        if self._num_reserved + sequence.num_reserved > self._shape.num_cells:
+    def _place(self, sequence: Sequence) -> bool:
+        if not self._cells.place(sequence):
             return False
-        prompt = sequence.generation.request.prompt
-        claim = self._prefixes.claim(prompt)
-        if claim is None:
-            return False
-        sequence.sequence_id = claim.sequence_id
-        self._running[claim.sequence_id] = sequence
-        self._num_reserved += sequence.num_reserved
-        if claim.length and self._runner.share_prefix(claim.source, claim.sequence_id, claim.length):
-            sequence.num_computed = claim.length
-        else:
-            self._runner.clear(claim.sequence_id)
-            self._prefixes.update(claim.sequence_id, _NO_TOKENS)
-        self._make_room()
-        self._note_admission(sequence)
-        return True
-
-    def _make_room(self) -> None:
-        """Evict idle prefixes until everything that runs can grow to its reservation."""
-        while self._num_reserved + self._prefixes.num_idle_tokens > self._shape.num_cells:
-            sequence_id = self._prefixes.evict()
-            if sequence_id is None:
-                return
-            self._runner.clear(sequence_id)
-
-    def _note_admission(self, sequence: Sequence) -> None:
+        self._running[sequence.sequence_id] = sequence
+        if self._uses_device:
+            sampling = sequence.device_sampling()
+            can_draw = self._runner.sample_on_device(sequence.sequence_id, sampling)
+            sequence.is_drawn = can_draw and sampling is not None
         generation = sequence.generation
         if generation.admitted_at is None:
             generation.admitted_at = self._clock()
             generation.cached_tokens = sequence.num_computed
             generation.events.append(Started())
+        return True
 
     def _schedule(self) -> list[Chunk]:
-        gaps = [Gap(s.sequence_id, s.num_missing, s.is_decoding) for s in self._running.values()]
-        plan = schedule(gaps, batch_size=self._shape.batch_size, prompt_budget=self._budget.tokens)
-        return [self._chunk(self._running[sequence_id], num_tokens) for sequence_id, num_tokens in plan]
-
-    def _chunk(self, sequence: Sequence, num_tokens: int) -> Chunk:
-        start, end = sequence.num_computed, sequence.num_computed + num_tokens
-        return Chunk(sequence.sequence_id, start, sequence.tokens[start:end], wants_logits=end == len(sequence.tokens))
+        drafts = self._speculation.propose(self._running.values(), self._costs, self._target)
+        demands = [_demand(sequence, drafts) for sequence in self._running.values()]
+        grants = plan_step(demands, self._costs, self._shares, batch_size=self._shape.batch_size, target=self._target)
+        self._shares = charged(self._shares, demands, grants)
+        return [_chunk(self._running[grant.sequence_id], grant.num_tokens, drafts) for grant in grants]
 
     def _compute(self, chunks: list[Chunk]) -> None:
         started = self._clock()
         try:
-            rows = self._runner.decode(chunks)
+            rows = self._decode(chunks)
         except Exception as error:
             _log.exception("A step failed; the requests in it are answered with an error.")
             self._fail_chunks(chunks, error)
@@ -307,33 +303,50 @@ class Engine:
         self._observe(chunks, self._clock() - started)
         self._apply(chunks, rows)
 
+    def _decode(self, chunks: list[Chunk]) -> Logits:
+        """Compute; where cells are missing against all accounts, those of finished sequences are given up first."""
+        while True:
+            try:
+                return self._runner.decode(chunks)
+            except NoFreeCells:
+                if not self._cells.evict():
+                    raise
+                _log.warning("The KV cache had no room for a batch of accepted requests; a cached prompt was given up.")
+
     def _observe(self, chunks: list[Chunk], seconds: float) -> None:
-        num_decodes = sum(1 for chunk in chunks if self._running[chunk.sequence_id].is_decoding)
-        num_prompt_tokens = sum(len(chunk.tokens) for chunk in chunks) - num_decodes
-        self._budget.observe(num_decodes=num_decodes, num_prompt_tokens=num_prompt_tokens, seconds=seconds)
+        decodes = [chunk for chunk in chunks if self._running[chunk.sequence_id].is_decoding]
+        prompts = [chunk for chunk in chunks if not self._running[chunk.sequence_id].is_decoding]
+        self._costs.observe(
+            num_decoded=sum(len(chunk.tokens) for chunk in decodes),
+            prompts=[(len(chunk.tokens), chunk.start) for chunk in prompts],
+            seconds=seconds,
+        )
 
     def _apply(self, chunks: list[Chunk], rows: Logits) -> None:
         computed = [self._running[chunk.sequence_id] for chunk in chunks]
         # All cells are filled now. Noting that first keeps the accounts right when a failure below releases siblings.
         for sequence, chunk in zip(computed, chunks, strict=True):
-            is_prompt = not sequence.is_decoding
-            sequence.num_computed += len(chunk.tokens)
-            if is_prompt:
-                self._prefixes.update(chunk.sequence_id, sequence.generation.request.prompt[: sequence.num_computed])
-        known = [sequence for sequence, chunk in zip(computed, chunks, strict=True) if chunk.wants_logits]
-        for sequence, logits in zip(known, rows, strict=True):
-            if not sequence.generation.is_over:  # a sibling's failure takes the whole generation along
-                self._advance(sequence, logits)
+            self._cells.fill(sequence, len(chunk.tokens))
+        drawn = self._runner.drawn() if self._uses_device else None
+        begin = 0
+        for sequence, chunk in zip(computed, chunks, strict=True):
+            end = begin + chunk.num_rows
+            if chunk.num_rows and not sequence.generation.is_over:  # a sibling's failure takes all of it along
+                draft = chunk.tokens[len(chunk.tokens) - chunk.num_rows + 1 :]
+                self._advance(sequence, rows[begin:end], draft, NOT_DRAWN if drawn is None else int(drawn[begin]))
+            begin = end
 
-    def _advance(self, sequence: Sequence, logits: Logits) -> None:
+    def _advance(self, sequence: Sequence, rows: Logits, draft: Several[int], drawn: int) -> None:
         generation = sequence.generation
         now = self._clock()
         if generation.computed_at is None:
             generation.computed_at = now
         try:
-            generation.events += sequence.advance(logits)
+            generation.events += sequence.advance(rows, draft, drawn)
+            self._cells.cut(sequence, min(sequence.num_computed, sequence.num_confirmed))
         except Exception as error:
             _log.exception("Sampling failed; the request is answered with an error.")
+            self._cells.cut(sequence, min(sequence.num_computed, len(sequence.tokens)))
             self._fail([generation], _as_backend_error(error))
             return
         if generation.num_completion_tokens and generation.first_token_at is None:
@@ -348,8 +361,7 @@ class Engine:
         """Fail the generations of a broken batch and drop their cells, whose contents nobody knows."""
         sequences = [self._running[chunk.sequence_id] for chunk in chunks]
         for sequence in sequences:
-            sequence.num_computed = 0
-            self._runner.clear(sequence.sequence_id)
+            self._cells.forget(sequence)
         unique = {sequence.generation.generation_id: sequence.generation for sequence in sequences}
         self._fail([*unique.values()], _as_backend_error(error))
 
@@ -364,16 +376,17 @@ class Engine:
         if generation.is_over:
             return
         generation.is_over = True
-        self._waiting = deque(sequence for sequence in self._waiting if sequence.generation is not generation)
+        self._waiting.remove(generation)
         for sequence in generation.sequences:
             if self._running.get(sequence.sequence_id) is sequence:
                 self._release(sequence)
         self._admission.leave(generation.request.n, self._clock() - generation.submitted_at)
 
     def _release(self, sequence: Sequence) -> None:
+        if sequence.is_drawn:
+            self._runner.sample_on_device(sequence.sequence_id, None)
         del self._running[sequence.sequence_id]
-        self._num_reserved -= sequence.num_reserved
-        self._prefixes.release(sequence.sequence_id, sequence.computed_tokens())
+        self._cells.release(sequence)
 
     def _flush(self) -> None:
         """Deliver what happened in this step, in one call for all generations; then forget it."""
@@ -399,10 +412,27 @@ def _check(request: GenerationRequest, shape: RunnerShape) -> None:
         )
 
 
-def _awaits_sibling(sequence: Sequence) -> bool:
-    """Whether an earlier choice of the same request still computes the prompt that this one will share."""
-    first = sequence.generation.sequences[0]
-    return sequence is not first and not first.is_decoding
+def _demand(sequence: Sequence, drafts: Mapping[int, Several[int]]) -> Demand:
+    return Demand(
+        sequence.sequence_id,
+        sequence.num_missing,
+        sequence.is_decoding,
+        num_computed=sequence.num_computed,
+        key=sequence.generation.request.key,
+        arrived_at=sequence.generation.submitted_at,
+        num_drafted=len(drafts.get(sequence.sequence_id, ())),
+    )
+
+
+def _chunk(sequence: Sequence, num_tokens: int, drafts: Mapping[int, Several[int]]) -> Chunk:
+    """Cut what a step computes of a sequence: known tokens, and behind the last one guessed ones, if it decodes."""
+    start, end = sequence.num_computed, sequence.num_computed + num_tokens
+    tokens = sequence.tokens[start:end]
+    num_drafted = num_tokens - len(tokens)
+    if num_drafted:
+        tokens += drafts[sequence.sequence_id][:num_drafted]
+    num_rows = 1 + num_drafted if end >= len(sequence.tokens) else 0
+    return Chunk(sequence.sequence_id, start, tokens, num_rows)
 
 
 def _as_backend_error(error: Exception) -> LlmspellError:

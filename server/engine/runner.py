@@ -8,9 +8,9 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from server.core.batch import Chunk, RunnerShape
+from server.core.batch import Chunk, DeviceSampling, KVMemory, RunnerShape
 
-__all__ = ["Chunk", "Logits", "Runner", "RunnerShape", "Tokens", "Vocabulary"]
+__all__ = ["Chunk", "DeviceSampling", "KVMemory", "Logits", "Runner", "RunnerShape", "Tokens", "Vocabulary"]
 
 Logits = npt.NDArray[np.float32]
 Tokens = npt.NDArray[np.int32]
@@ -37,12 +37,29 @@ class Runner(Protocol):
         """Compute the chunks in one batch.
 
         Returns:
-            One row of logits for each chunk that wants them, in order: shape (rows, vocabulary_size), float32. The
-            memory is valid until the next call.
+            The rows of logits that the chunks ask for, in order: shape (rows, vocabulary_size), float32. The memory is
+            valid until the next call.
 
         Raises:
+            NoFreeCells: the batch finds no room; nothing was computed, and no cell has changed.
             Exception: nothing can be said about the sequences of this batch any more.
 
+        """
+        ...
+
+    def sample_on_device(self, sequence_id: int, sampling: DeviceSampling | None) -> bool:
+        """Have the device draw the tokens of a sequence from now on, or (``None``) leave that to the caller again.
+
+        Returns:
+            False if it cannot: sampling on the device is off, or not every filter is supported there.
+
+        """
+        ...
+
+    def drawn(self) -> Tokens:
+        """Tokens that the device drew in the last ``decode``, one for each of its rows.
+
+        It is -1 where it did not, and only there the row of logits is valid.
         """
         ...
 

@@ -8,6 +8,7 @@ https://github.com/ggml-org/llama.cpp/blob/master/tools/completion/README.md#gen
 
 from __future__ import annotations
 
+import math
 import random
 from collections import Counter, deque
 from collections.abc import Sequence
@@ -23,7 +24,13 @@ Weights = npt.NDArray[np.float64]
 
 _REPEAT_WINDOW = 64
 _BLOCK_LEN = 256
-_SORTED_LEN = 1024
+_COLUMN_LEN = 128
+_MANY_COLUMNS = 16
+_HEAD_WEIGHT = 1 / 4096
+_SORTED_LEN = 4096
+_BINS_PER_LOGIT = 128
+_NUM_BINS = 4096
+_MARGIN = 1e-3
 _LEAST_TEMPERATURE = 1e-6  # below it neighbouring float32 logits are worlds apart: greedy
 
 
@@ -53,14 +60,15 @@ class Sampler:
 
     def sample(self, logits: Logits) -> int:
         """Choose a token and remember it. ``logits``, one row of the vocabulary, is not changed."""
-        token = _choose(self._adjust(logits), self._parameters, self._random)
+        token = choose(self.adjust(logits), self._parameters, self._random)
         if self._counts_output:
             self._counts[token] += 1
         if self._watches_recent:
             self._recent.append(token)
         return token
 
-    def _adjust(self, logits: Logits) -> Logits:
+    def adjust(self, logits: Logits) -> Logits:
+        """Apply bias and penalties; ``logits`` itself is returned where there are none, and never changed."""
         penalizes = (self._counts_output and self._counts) or (self._watches_recent and self._recent)
         if not len(self._bias_ids) and not penalizes:
             return logits
@@ -93,65 +101,69 @@ def penalize_counts(logits: Logits, counts: Counter[int], parameters: SamplingPa
 def candidates(logits: Logits, parameters: SamplingParameters) -> Ids | None:
     """Return the tokens that survive top-k, top-p and min-p, in no particular order; ``None`` when nothing filters.
 
-    Tokens that tie with the last one of the nucleus all survive.
+    Among equal logits at the end of the nucleus the smaller ids survive.
+
+    Raises:
+        ValueError: the largest logit is not finite.
+
     """
-    if parameters.top_k <= 0 and parameters.top_p >= 1 and parameters.min_p <= 0:
-        return None
-    cut_by_rank = 0 < parameters.top_k < len(logits)
-    ids = top_ids(logits, parameters.top_k) if cut_by_rank else None
-    values = logits if ids is None else logits[ids]
-    weights = np.exp(values - values.max())
-    floor = parameters.min_p
+    if 0 < parameters.top_k < len(logits):
+        ids, peak = _largest(logits, parameters.top_k)
+        _check_peak(peak)
+        ids = _sorted(ids, logits)[: parameters.top_k]
+        return ids[: _num_kept(logits[ids], parameters)]
     if parameters.top_p < 1:
-        floor = max(floor, nucleus_floor(weights, parameters.top_p))
-    kept = np.flatnonzero(weights >= floor)
-    return kept if ids is None else ids[kept]
+        ids = nucleus(logits, parameters.top_p)
+    elif parameters.min_p > 0:
+        # a little further down than float32 can tell: what is kept is decided by the weights
+        floor = _check_peak(logits.max()) + np.float32(math.log(min(parameters.min_p, 1)) - _MARGIN)
+        ids = np.flatnonzero(logits >= floor)
+    else:
+        return None
+    if parameters.min_p > 0:
+        values = logits[ids]
+        ids = ids[np.exp(values - values.max()) >= parameters.min_p]
+    return ids
 
 
-def nucleus_floor(weights: Logits, top_p: float) -> float:
-    """Return the smallest weight in the nucleus: the fewest, heaviest tokens that reach ``top_p`` of the mass.
+def nucleus(logits: Logits, top_p: float) -> Ids:
+    """Return the fewest, likeliest tokens that reach ``top_p`` of the mass, in no particular order.
 
-    A selection instead of a sort: the window that holds the answer shrinks with each pass. Real models put most of the
-    mass on few tokens, which the maxima of blocks find in one.
+    A selection instead of a sort: in real models the likeliest tokens alone reach it; otherwise the token where it is
+    reached is looked for in a histogram.
     """
-    target = top_p * float(weights.sum(dtype=np.float64))
-    window, above = weights, 0.0
-    head_floor = _kth_block_maximum(weights, len(weights) // _BLOCK_LEN // 2)
-    if head_floor:
-        head = weights[np.flatnonzero(weights >= head_floor)]
-        window = head if head.sum(dtype=np.float64) >= target else weights
-    window = window[window > 0]
-    while len(window) > _SORTED_LEN:
-        is_upper = window >= np.sqrt(float(window.min()) * float(window.max()))
-        upper = window[is_upper]
-        if len(upper) == len(window):
-            break
-        mass = float(upper.sum(dtype=np.float64))
-        if above + mass >= target:
-            window = upper
-        else:
-            window, above = window[~is_upper], above + mass
-    descending = np.sort(window)[::-1]
-    cumulative = descending.cumsum(dtype=np.float64) + above
-    position = int(np.searchsorted(cumulative, target, side="left"))
-    return float(descending[min(position, len(descending) - 1)])
+    below = logits - _check_peak(logits.max())
+    weights = np.exp(below)
+    head = np.flatnonzero(weights >= _HEAD_WEIGHT)
+    if len(head) <= _SORTED_LEN:
+        target = top_p * float(_block_sums(weights).sum(dtype=np.float64))
+        head = _sorted(head, logits)
+        cumulative = weights[head].cumsum(dtype=np.float64)
+        if cumulative[-1] >= target:
+            return head[: int(np.searchsorted(cumulative, target)) + 1]
+    below *= -_BINS_PER_LOGIT
+    bins = np.minimum(below, _NUM_BINS - 1, out=below).astype(np.intp)
+    cumulative = np.bincount(bins, weights=weights).cumsum()
+    target = top_p * cumulative[-1]
+    last_bin = int(np.searchsorted(cumulative, target))
+    last = _sorted(np.flatnonzero(bins == last_bin), logits)
+    before = cumulative[last_bin - 1] if last_bin else 0.0
+    within = weights[last].cumsum(dtype=np.float64) + before
+    return np.concatenate((np.flatnonzero(bins < last_bin), last[: int(np.searchsorted(within, target)) + 1]))
 
 
 def top_ids(logits: Logits, k: int) -> Ids:
     """Return the ``k`` largest logits' ids, largest first; among equal logits the smaller id first."""
     if k <= 0:
         return np.empty(0, dtype=np.intp)
-    floor = _kth_block_maximum(logits, k)
-    if floor is None:
-        floor = float(np.partition(logits, -k)[-k]) if k < len(logits) else float("-inf")
-    ids = np.flatnonzero(logits >= floor)
-    return ids[np.argsort(-logits[ids], kind="stable")][:k]
+    ids, _peak = _largest(logits, k)
+    return _sorted(ids, logits)[:k]
 
 
 def log_normalizer(logits: Logits) -> float:
     """Return the logarithm of the sum of exponentials: subtracting it from a logit gives a log probability."""
     peak = logits.max()
-    return float(peak) + float(np.log(np.exp(logits - peak).sum(dtype=np.float64)))
+    return float(peak) + math.log(_block_sums(np.exp(logits - peak)).sum(dtype=np.float64))
 
 
 def _random_numbers(seed: int | None, index: int) -> random.Random:
@@ -168,25 +180,82 @@ def _bias(parameters: SamplingParameters, end_tokens: Sequence[int]) -> tuple[Id
     return np.array(list(bias), dtype=np.intp), np.array(list(bias.values()), dtype=np.float32)
 
 
-def _choose(logits: Logits, parameters: SamplingParameters, numbers: random.Random) -> int:
-    likeliest = int(logits.argmax())
-    if not np.isfinite(logits[likeliest]):  # argmax finds a NaN if there is one
-        raise ValueError("no token can be chosen: the largest logit is not finite")
+def choose(logits: Logits, parameters: SamplingParameters, numbers: random.Random) -> int:
+    """Return the token that the next random number stands for; greedy takes the likeliest and no number.
+
+    Raises:
+        ValueError: the largest logit is not finite.
+
+    """
     if parameters.temperature < _LEAST_TEMPERATURE or parameters.top_k == 1:
+        likeliest = int(logits.argmax())
+        _check_peak(logits[likeliest])
         return likeliest
     ids = candidates(logits, parameters)
-    # every filter keeps the likeliest token, so its logit is the peak of what is left as well
-    kept = logits if ids is None else logits[ids]
-    position = _draw(kept, logits[likeliest], parameters.temperature, numbers.random())
-    return position if ids is None else int(ids[position])
+    if ids is None:
+        return _draw(logits, parameters.temperature, numbers.random())
+    return int(ids[_draw(logits[ids], parameters.temperature, numbers.random())])
 
 
-def _draw(logits: Logits, peak: np.float32, temperature: float, number: float) -> int:
+def _check_peak(peak: np.float32) -> np.float32:
+    if not math.isfinite(peak):  # numpy's maxima are NaN if anything is
+        raise ValueError("no token can be chosen: the largest logit is not finite")
+    return peak
+
+
+def _largest(logits: Logits, k: int) -> tuple[Ids, np.float32]:
+    """Return a superset of the ``k`` tokens with the largest logits, smaller ids first, and the largest logit.
+
+    The row is looked at as a matrix: the maxima of its columns tell a logit that ``k`` tokens reach, and which columns
+    hold those tokens. (The maxima of columns are three times as fast as those of rows.)
+    """
+    num_columns = len(logits) // _COLUMN_LEN
+    if k >= num_columns:
+        peak = logits.max()
+        floor = np.partition(logits, len(logits) - k)[len(logits) - k] if k < len(logits) else peak - np.inf
+        return np.flatnonzero(logits >= floor), peak
+    matrix = logits[: num_columns * _COLUMN_LEN].reshape(_COLUMN_LEN, num_columns)
+    rest = logits[num_columns * _COLUMN_LEN :]
+    maxima = np.maximum.reduce(matrix, axis=0)
+    peak = maxima.max()
+    floor = np.partition(maxima, num_columns - k)[num_columns - k]
+    columns = np.flatnonzero(maxima >= floor)
+    if len(columns) * _MANY_COLUMNS > num_columns:
+        return np.flatnonzero(logits >= floor), logits.max()
+    rows, positions = np.divmod(np.flatnonzero(matrix.take(columns, axis=1) >= floor), len(columns))
+    ids = rows * num_columns + columns[positions]
+    if len(rest):
+        ids = np.concatenate((ids, np.flatnonzero(rest >= floor) + matrix.size))
+        peak = max(peak, rest.max())
+    return ids, peak
+
+
+def _sorted(ids: Ids, logits: Logits) -> Ids:
+    """Likeliest first, equal ones in the order that they have."""
+    return ids[np.argsort(-logits[ids], kind="stable")]
+
+
+def _num_kept(descending: Logits, parameters: SamplingParameters) -> int:
+    """How many of sorted logits survive top-p and min-p."""
+    weights = np.exp(descending - descending[0])
+    num_kept = len(weights)
+    if parameters.top_p < 1:
+        cumulative = weights.cumsum(dtype=np.float64)
+        num_kept = min(num_kept, int(np.searchsorted(cumulative, parameters.top_p * cumulative[-1])) + 1)
+    if parameters.min_p > 0:
+        num_kept = min(num_kept, int(np.count_nonzero(weights >= parameters.min_p)))
+    return num_kept
+
+
+def _draw(logits: Logits, temperature: float, number: float) -> int:
     """Invert the distribution function at ``number``: first by blocks of tokens, then within one block."""
-    weights = logits - peak
+    weights = logits - _check_peak(logits.max())
     if temperature != 1:
         weights *= np.float32(1 / temperature)
     np.exp(weights, out=weights)
+    if len(weights) <= _BLOCK_LEN:
+        cumulative = weights.cumsum(dtype=np.float64)
+        return _first_above(cumulative, number * cumulative[-1])
     cumulative = _block_sums(weights).cumsum(dtype=np.float64)
     target = number * cumulative[-1]
     block = _first_above(cumulative, target)
@@ -198,20 +267,14 @@ def _draw(logits: Logits, peak: np.float32, temperature: float, number: float) -
 
 def _block_sums(weights: Logits) -> Logits:
     whole = len(weights) // _BLOCK_LEN * _BLOCK_LEN
-    sums = weights[:whole].reshape(-1, _BLOCK_LEN).sum(axis=1)
+    # twice as fast as sum(axis=1)
+    sums: Logits = np.einsum("ij->i", weights[:whole].reshape(-1, _BLOCK_LEN))
     return sums if whole == len(weights) else np.append(sums, weights[whole:].sum())
 
 
 def _first_above(cumulative: Weights, target: float) -> int:
     # Rounding may put the target outside of its block: never on a token without weight at either end.
-    last = int(np.searchsorted(cumulative, cumulative[-1], side="left"))
-    return min(int(np.searchsorted(cumulative, max(target, 0.0), side="right")), last)
-
-
-def _kth_block_maximum(logits: Logits, k: int) -> float | None:
-    """Return a value that at least ``k`` logits reach, from the maxima of blocks; ``None`` if there are too few."""
-    num_blocks = len(logits) // _BLOCK_LEN
-    if not 0 < k < num_blocks:
-        return None
-    maxima = logits[: num_blocks * _BLOCK_LEN].reshape(num_blocks, _BLOCK_LEN).max(axis=1)
-    return float(np.partition(maxima, num_blocks - k)[num_blocks - k])
+    position = int(cumulative.searchsorted(target, side="right"))
+    if position == len(cumulative):
+        return int(cumulative.searchsorted(cumulative[-1]))
+    return position

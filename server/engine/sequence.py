@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Sequence as Several
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -9,8 +11,13 @@ import numpy as np
 from server.core.events import ChoiceFinished, Event, Finished, FinishReason, TextDelta, Timings, TokenLogprob, Usage
 from server.core.request import SamplingParameters
 from server.engine.detokenizer import Detokenizer
-from server.engine.runner import Logits, Tokens, Vocabulary
+from server.engine.drafting import Drafter, verify
+from server.engine.prefix_cache import Wait
+from server.engine.runner import DeviceSampling, Logits, Tokens, Vocabulary
 from server.engine.sampling import Sampler, log_normalizer, top_ids
+
+NOT_DRAWN = -1
+"""In the place of a token: no device has sampled one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +31,7 @@ class GenerationRequest:
         stop: strings that end a completion.
         n: number of completions.
         top_logprobs: alternatives to report for each token, ``None`` for no log probabilities.
+        key: who asks, as far as known; keys get equal shares of a busy engine.
 
     """
 
@@ -33,6 +41,7 @@ class GenerationRequest:
     stop: tuple[str, ...] = ()
     n: int = 1
     top_logprobs: int | None = None
+    key: str | None = None
 
 
 @dataclass(slots=True)
@@ -71,7 +80,7 @@ class Sequence:
     """One choice of a generation: known tokens, computed tokens, and the text made of them.
 
     ``sequence_id`` names the KV cells of a running sequence. ``num_computed`` counts the tokens that are in them; the
-    rest of ``tokens`` is what the scheduler has to catch up with.
+    rest of ``tokens`` is what the scheduler has to catch up with. ``KVCells`` writes these two and the waits.
     """
 
     def __init__(self, generation: Generation, index: int, vocabulary: Vocabulary) -> None:
@@ -82,7 +91,12 @@ class Sequence:
         self.num_prompt = len(self.tokens)
         self.num_computed = 0
         self.sequence_id = -1
+        self.wait: Wait | None = None
+        self.num_waits = 0
+        self.is_drawn = False
+        self.drafter: Drafter | None = None
         self.finish_reason: FinishReason | None = None
+        self._has_ended_turn = False
         self._vocabulary = vocabulary
         self._sampler = Sampler(request.sampling, index=index, end_tokens=vocabulary.end_tokens)
         self._sampler.observe_prompt(self.tokens)
@@ -95,29 +109,72 @@ class Sequence:
 
     @property
     def is_decoding(self) -> bool:
-        """Whether the prompt is computed and one sampled token is missing."""
-        return self.num_computed >= self.num_prompt
+        """Whether all that is missing is the token that was sampled last."""
+        return len(self.tokens) > self.num_prompt and self.num_missing == 1
+
+    @property
+    def num_confirmed(self) -> int:
+        """Tokens that may stay in the cells: all known ones but the last, where a draft may have guessed another one.
+
+        When the model has ended its turn, it has done so after the last one.
+        """
+        return len(self.tokens) - (not self._has_ended_turn)
 
     @property
     def num_reserved(self) -> int:
         """Cells this sequence may come to need; reserved at admission, so it can always finish."""
         return self.num_prompt + self.generation.request.max_tokens
 
+    @property
+    def num_left(self) -> int:
+        """Tokens that the completion may still have."""
+        return self.num_reserved - len(self.tokens)
+
     def computed_tokens(self) -> Tokens:
         """Return the tokens whose cells are filled."""
         return np.array(self.tokens[: self.num_computed], dtype=np.int32)
 
-    def advance(self, logits: Logits) -> list[Event]:
-        """Sample the next token from the last computed one's logits and return what that adds to the stream."""
-        token = self._sampler.sample(logits)
+    def device_sampling(self) -> DeviceSampling | None:
+        """Return how a device would draw this sequence's tokens; ``None`` where it takes more than logits."""
+        request, sampling = self.generation.request, self.generation.request.sampling
+        if request.top_logprobs is not None or sampling.uses_penalties:
+            return None
+        bias = dict(sampling.logit_bias)
+        if sampling.ignore_eos:
+            bias |= dict.fromkeys(self._vocabulary.end_tokens, float("-inf"))
+        seed = random.getrandbits(31) if sampling.seed is None else sampling.seed
+        return DeviceSampling(
+            seed + self.index, sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p, bias
+        )
+
+    def advance(self, rows: Logits, draft: Several[int] = (), drawn: int = NOT_DRAWN) -> list[Event]:
+        """Sample from the rows of the last tokens and return what that adds to the stream.
+
+        Args:
+            rows: logits after the last known token and after each drafted one.
+            draft: tokens that were computed after the last known one, on the chance that they come next.
+            drawn: the token that a device has sampled already, from the only row.
+
+        """
+        if drawn != NOT_DRAWN:
+            return self._append(drawn, rows[0])
+        events: list[Event] = []
+        for token, logits in zip(verify(self._sampler.sample, rows, draft), rows, strict=False):
+            events += self._append(token, logits)
+            if self.finish_reason is not None:
+                break
+        return events
+
+    def _append(self, token: int, logits: Logits) -> list[Event]:
         if self._vocabulary.is_end(token):
+            self._has_ended_turn = True
             return self._finish(FinishReason.STOP)
         self.tokens.append(token)
         self.generation.num_completion_tokens += 1
         text = self._detokenizer.push(self._vocabulary.piece(token), self._logprob(token, logits))
         if self._detokenizer.stopped:
             return self._delta(text) + self._finish(FinishReason.STOP)
-        if len(self.tokens) - self.num_prompt >= self.generation.request.max_tokens:
+        if self.num_left <= 0:
             return self._delta(text) + self._finish(FinishReason.LENGTH)
         return self._delta(text)
 

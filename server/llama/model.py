@@ -12,6 +12,7 @@ from typing import Any
 
 from llama_cpp import llama_cpp
 
+from server.core.batch import most_rows
 from server.core.errors import ModelLoadingFailed
 from server.llama import library
 from server.llama.cores import usable_cores
@@ -63,6 +64,8 @@ class ContextOptions:
         threads: CPU threads; 0 means one for each physical core that may be used.
         kv_cache_type: ``f16``, ``q8_0`` or ``q4_0``.
         flash_attention: ``on``, ``off`` or ``auto``, which is on where the device can.
+        is_unified: all sequences share the cells; otherwise each has ``num_cells // num_sequences`` of its own.
+        device_sampling: the device can be asked to draw tokens, which takes more memory.
 
     """
 
@@ -73,6 +76,13 @@ class ContextOptions:
     threads: int = 0
     kv_cache_type: str = "f16"
     flash_attention: str = "auto"
+    is_unified: bool = True
+    device_sampling: bool = False
+
+    @property
+    def num_rows(self) -> int:
+        """Most rows of logits of a step."""
+        return most_rows(self.num_sequences)
 
     @property
     def num_threads(self) -> int:
@@ -91,6 +101,8 @@ class LlamaModel:
         self.vocabulary_size: int = llama_cpp.llama_vocab_n_tokens(self._vocabulary_handle)
         self.trained_context_length: int = llama_cpp.llama_model_n_ctx_train(handle)
         self.window_len: int = llama_cpp.llama_model_n_swa(handle)
+        is_recurrent = llama_cpp.llama_model_is_recurrent(handle) or llama_cpp.llama_model_is_hybrid(handle)
+        self.can_cut: bool = not is_recurrent
         template = llama_cpp.llama_model_chat_template(handle, None)
         self.chat_template: str | None = template.decode("utf-8", "replace") if template else None
 

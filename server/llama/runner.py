@@ -11,13 +11,15 @@ import numpy as np
 import numpy.typing as npt
 from llama_cpp import llama_cpp
 
-from server.core.batch import Chunk, RunnerShape
-from server.core.errors import BackendError, ModelLoadingFailed
+from server.core.batch import Chunk, DeviceSampling, KVMemory, RunnerShape
+from server.core.errors import BackendError, ModelLoadingFailed, NoFreeCells
 from server.llama import library
+from server.llama.device_sampling import DeviceSamplers
 from server.llama.model import ContextOptions, LlamaModel
 from server.llama.openmp import end_workers
 
 Logits = npt.NDArray[np.float32]
+Tokens = npt.NDArray[np.int32]
 
 _CACHE_TYPES = {"f16": llama_cpp.GGML_TYPE_F16, "q8_0": llama_cpp.GGML_TYPE_Q8_0, "q4_0": llama_cpp.GGML_TYPE_Q4_0}
 _FLASH_ATTENTION = {
@@ -28,8 +30,8 @@ _FLASH_ATTENTION = {
 _TO_THE_END = -1
 
 # https://github.com/ggml-org/llama.cpp/blob/master/include/llama.h, at llama_decode
+_NO_SLOT = 1  # found out before anything is computed or changed
 _DECODE_FAILURES = {
-    1: "no free KV cells",
     2: "aborted",
     -1: "invalid batch",
 }
@@ -49,9 +51,15 @@ class LlamaRunner:
 
         """
         self._model = model
+        self._samplers: DeviceSamplers | None = None
+        params = _context_params(options)
+        if options.device_sampling:
+            self._samplers = DeviceSamplers(num_sequences=options.num_sequences, vocabulary_size=model.vocabulary_size)
+            self._samplers.configure(params)
         with library.loading() as errors:
-            self._context = llama_cpp.llama_init_from_model(model.handle, _context_params(options))
+            self._context = llama_cpp.llama_init_from_model(model.handle, params)
             if not self._context:
+                self.close()
                 reason = errors[-1].rstrip(".") if errors else "llama.cpp gives no reason"
                 raise ModelLoadingFailed(
                     f"{model.path} is loaded, but no context of {options.num_cells} KV cells is to be had: "
@@ -78,11 +86,12 @@ class LlamaRunner:
             sequence_len=options.sequence_len,
             batch_size=batch_size,
             vocabulary_size=model.vocabulary_size,
-        )
-        self._can_cut = not (
-            llama_cpp.llama_model_is_recurrent(model.handle) or llama_cpp.llama_model_is_hybrid(model.handle)
+            num_rows=options.num_rows,
+            # windows have cells for all tokens (swa_full): nothing is forgotten
+            memory=KVMemory(is_unified=options.is_unified, can_cut=model.can_cut),
         )
         self._batch = _Batch(batch_size)
+        self._num_rows = 0
 
     @property
     def shape(self) -> RunnerShape:
@@ -97,24 +106,52 @@ class LlamaRunner:
 
         """
         try:
-            self.decode([Chunk(sequence_id=0, start=0, tokens=[0], wants_logits=True)])
+            self.decode([Chunk(sequence_id=0, start=0, tokens=[0], num_rows=1)])
         except BackendError as error:
             raise ModelLoadingFailed(f"{self._model.path} is loaded, but cannot compute: {error.message}") from error
         llama_cpp.llama_memory_clear(self._memory, True)  # noqa: FBT003
 
     def decode(self, chunks: Sequence[Chunk]) -> Logits:
-        """Compute the chunks in one batch and return a row of logits for each chunk that wants one.
+        """Compute the chunks in one batch and return the rows of logits that they ask for, in order.
 
         Raises:
-            BackendError: llama.cpp reports a failure; cells of the batch's sequences may be filled or not.
+            NoFreeCells: the batch finds no room; nothing was computed, and no cell has changed.
+            BackendError: llama.cpp reports another failure; cells of the batch's sequences may be filled or not.
 
         """
+        if self._samplers is not None:
+            self._samplers.prepare(self._context, chunks)
         native, num_rows = self._batch.fill(chunks)
         status = llama_cpp.llama_decode(self._context, native)
+        if status == _NO_SLOT:
+            raise NoFreeCells(f"llama.cpp has no free KV cells for a batch of {native.n_tokens} tokens.")
         if status != 0:
             reason = _DECODE_FAILURES.get(status, "fatal error")
             raise BackendError(f"llama.cpp could not compute a batch of {native.n_tokens} tokens: {reason} ({status}).")
-        return self._logits(num_rows)
+        rows = self._logits(num_rows)
+        self._num_rows = num_rows
+        if self._samplers is not None:
+            self._samplers.collect(self._context, chunks, rows)
+        return rows
+
+    def sample_on_device(self, sequence_id: int, sampling: DeviceSampling | None) -> bool:
+        """Have the device draw the tokens of a sequence from now on, or (``None``) leave that to the caller again.
+
+        Rows of logits that are not numbers are left to the caller, too, whoever was to draw.
+
+        Returns:
+            False if it cannot: sampling on the device is off, or not every filter is supported there.
+
+        """
+        if self._samplers is None:
+            return sampling is None
+        return self._samplers.sample(self._context, sequence_id, sampling)
+
+    def drawn(self) -> Tokens:
+        """Tokens that the device drew in the last ``decode``, one for each of its rows; -1 where it did not."""
+        if self._samplers is None:
+            return np.full(self._num_rows, -1, dtype=np.int32)
+        return self._samplers.drawn()
 
     def share_prefix(self, source: int, target: int, length: int) -> bool:
         """Make ``target`` hold exactly the first ``length`` tokens of ``source``; ``False`` if memory forbids it."""
@@ -149,6 +186,9 @@ class LlamaRunner:
             llama_cpp.llama_free(self._context)
             self._context = None
             _contexts.discard(self)
+        if self._samplers is not None:
+            self._samplers.free()
+            self._samplers = None
 
     def _can_take(self, source: int, length: int, held: int) -> bool:
         """Whether the first ``length`` of ``held`` tokens can be had without what follows them.
@@ -158,7 +198,7 @@ class LlamaRunner:
         """
         if held < length:
             return False
-        if not self._can_cut:
+        if not self._shape.memory.can_cut:
             return held == length
         lowest = llama_cpp.llama_memory_seq_pos_min(self._memory, source)
         return bool(lowest <= max(0, length - self._model.window_len) if self._model.window_len else lowest == 0)
@@ -203,8 +243,8 @@ class _Batch:
             self._tokens[begin:end] = chunk.tokens
             self._positions[begin:end] = np.arange(chunk.start, chunk.start + len(chunk.tokens))
             self._sequence_ids[begin:end] = chunk.sequence_id
-            self._wants_logits[end - 1] = chunk.wants_logits
-            num_rows += chunk.wants_logits
+            self._wants_logits[end - chunk.num_rows : end] = 1
+            num_rows += chunk.num_rows
             begin = end
         self._native.n_tokens = begin
         return self._native, num_rows
@@ -218,11 +258,11 @@ def _context_params(options: ContextOptions) -> Any:  # noqa: ANN401 -- a ctypes
     params = llama_cpp.llama_context_default_params()
     params.n_ctx = options.num_cells
     params.n_seq_max = options.num_sequences
-    # A chunk asks for at most one row of logits; without this the output buffers are sized for a row per token.
-    params.n_outputs_max = options.num_sequences
+    # without this the output buffers are sized for a row per token
+    params.n_outputs_max = options.num_rows
     params.n_batch = params.n_ubatch = options.batch_size
     params.n_threads = params.n_threads_batch = options.num_threads
-    params.kv_unified = True
+    params.kv_unified = options.is_unified
     params.type_k = params.type_v = _CACHE_TYPES[options.kv_cache_type]
     params.flash_attn_type = _FLASH_ATTENTION[options.flash_attention]
     return params

@@ -31,6 +31,28 @@ class Switch(StrEnum):
     OFF = "off"
 
 
+class PrefixIsolation(StrEnum):
+    """Whose prompts may share the computation of a common prefix."""
+
+    OFF = "off"
+    KEY = "key"
+
+
+class Speculation(StrEnum):
+    """How the next tokens are guessed, to be verified in one step."""
+
+    OFF = "off"
+    PROMPT_LOOKUP = "prompt-lookup"
+
+
+class KvLayout(StrEnum):
+    """Whether sequences have the KV cells together, or each its own."""
+
+    AUTO = "auto"
+    UNIFIED = "unified"
+    SEPARATE = "separate"
+
+
 @dataclass(frozen=True, slots=True)
 class PoolConfig:
     """Section ``[llamacpp]``: the memory that models share, and defaults for every model of the pool.
@@ -49,6 +71,14 @@ class PoolConfig:
         queue_size: requests of one model that may wait for a sequence or for KV cells; more are refused with 429.
         batch_size: most tokens that one step computes; a cancelled prompt stops after at most this many.
         inter_token_target_ms: while streams decode, prompts are computed in chunks that keep one step under this time.
+        prefix_isolation: "off" lets all requests share what their prompts begin with; with "key" only those with the
+            same API key do, so that nobody can tell by the time to the first token what somebody else has asked.
+        public_system_prompts: system prompts that requests share in spite of prefix_isolation, each exactly as
+            requests contain it.
+        speculation: "prompt-lookup" guesses that a completion goes on as its prompt did after the same words, where
+            that pays: it is faster and says the same.
+        device_sampling: choose tokens on the device that computes the logits, where the request allows it (no
+            penalties, no logprobs). Experimental: a seed gives other tokens than without.
         threads: CPU threads of a step; 0 means one for each physical core that this process may use.
 
     """
@@ -62,6 +92,10 @@ class PoolConfig:
     queue_size: int = 64
     batch_size: int = 512
     inter_token_target_ms: int = 200
+    prefix_isolation: PrefixIsolation = PrefixIsolation.OFF
+    public_system_prompts: tuple[str, ...] = ()
+    speculation: Speculation = Speculation.PROMPT_LOOKUP
+    device_sampling: bool = False
     threads: int = 0
 
 
@@ -84,6 +118,8 @@ class ModelConfig:
         ttft_target_ms: overrides ``[llamacpp] ttft_target_ms``; -1 means not overridden.
         chat_template: a Jinja file that replaces the template in the GGUF; empty means the GGUF's own.
         kv_cache_type: element type of the KV cache; the quantized ones need less memory and are slightly less exact.
+        kv_layout: "unified" lets all sequences share kv_cells, and prompts that begin alike share cells; "separate"
+            gives each kv_cells / max_sequences of its own, which bounds context_length; "auto" is unified.
         flash_attention: compute attention without keeping all its scores; "auto" where the device can.
         mmap: map the file instead of reading it, so that its pages are shared and can be dropped; "auto" means where
             that does not cost memory twice (a CPU rearranges some formats; on Linux the pages are then given back).
@@ -106,6 +142,7 @@ class ModelConfig:
     ttft_target_ms: int = -1
     chat_template: str = ""
     kv_cache_type: KvCacheType = KvCacheType.F16
+    kv_layout: KvLayout = KvLayout.AUTO
     flash_attention: Switch = Switch.AUTO
     mmap: Switch = Switch.AUTO
     mlock: bool = False

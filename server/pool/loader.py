@@ -12,16 +12,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from weakref import WeakSet
 
+import numpy as np
+
 from server.chat.template import ChatTemplate
-from server.core.errors import ContextLengthExceeded, ModelLoadingFailed
-from server.core.request import Message
-from server.engine.engine import Delivery, Engine
+from server.core.errors import ContextLengthExceeded, LlmspellError, ModelLoadingFailed
+from server.core.request import Message, Role
+from server.engine.drafting import Acceptance, PromptLookup
+from server.engine.engine import Delivery, Engine, EngineOptions
+from server.engine.radix_tree import common_prefix_len
 from server.engine.runner import Tokens
 from server.llama.devices import CPU, free_bytes
 from server.llama.main_memory import give_back_freed, release_mapping, resident_bytes
 from server.llama.model import LlamaModel
 from server.llama.runner import LlamaRunner
-from server.pool.config import ModelConfig, PoolConfig
+from server.pool.config import ModelConfig, PoolConfig, PrefixIsolation, Speculation
 from server.pool.plan import FileIdentity, LoadPlan, chat_template
 from server.store.gguf_check import split_parts
 from server.store.page_cache import read_ahead
@@ -187,8 +191,7 @@ def load_model(
             runner,
             model.vocabulary,
             deliver,
-            queue_size=pool_config.queue_size,
-            inter_token_target=pool_config.inter_token_target_ms / 1000,
+            _engine_options(pool_config, template, model),
             on_end=on_end,
         )
         undo.callback(engine.close)
@@ -199,6 +202,35 @@ def load_model(
         undo.pop_all()
     seconds = time.monotonic() - started
     return LoadedModel(engine, template, plan.context.sequence_len, seconds, measured, model, runner)
+
+
+def _engine_options(config: PoolConfig, template: ChatTemplate, model: LlamaModel) -> EngineOptions:
+    acceptance = Acceptance()
+    return EngineOptions(
+        queue_size=config.queue_size,
+        inter_token_target=config.inter_token_target_ms / 1000,
+        isolates_keys=config.prefix_isolation is PrefixIsolation.KEY,
+        public_prefixes=[
+            prefix
+            for index, text in enumerate(config.public_system_prompts)
+            if len(prefix := _system_prefix(text, index, template, model))
+        ],
+        new_drafter=(lambda: PromptLookup(acceptance)) if config.speculation is Speculation.PROMPT_LOOKUP else None,
+        device_sampling=config.device_sampling,
+    )
+
+
+def _system_prefix(text: str, index: int, template: ChatTemplate, model: LlamaModel) -> Tokens:
+    """Tokenize a system prompt with what the template puts before it and behind: all that no user has a part in."""
+    system = Message(Role.SYSTEM, text)
+    try:
+        first, second = (
+            model.vocabulary.tokenize(template.render((system, Message(Role.USER, user)))) for user in "0a"
+        )
+    except LlmspellError as error:
+        _log.warning("public_system_prompts[%d] cannot be used with %s: %s", index, model.path, error.message)
+        return np.empty(0, dtype=np.int32)
+    return first[: common_prefix_len(first, second)]
 
 
 def _check_identity(plan: LoadPlan) -> None:

@@ -16,7 +16,7 @@ from server.core.errors import ModelLoadingFailed
 from server.llama.devices import Device, devices, native_version, system_info
 from server.llama.main_memory import can_release_mappings
 from server.llama.model import ContextOptions, LoadOptions
-from server.pool.config import AutoInt, KvCacheType, ModelConfig, PoolConfig, Switch
+from server.pool.config import AutoInt, KvCacheType, KvLayout, ModelConfig, PoolConfig, Switch
 from server.pool.fitting import CPU, Choice, Fitting, Wish
 from server.store.context_shape import ContextShape, FlashAttention, repacked_formats
 from server.store.gguf import read_gguf_header
@@ -124,14 +124,18 @@ def make_plan(config: ModelConfig, pool_config: PoolConfig, machine: Machine, li
     )
     choice = fitting.choose()
     load = LoadOptions(choice.candidate.gpu_layers, choice.use_mmap, config.mlock, choice.shares)
+    num_sequences, num_cells = fitting.shape.num_sequences, choice.candidate.cells
+    is_unified = config.kv_layout is not KvLayout.SEPARATE
     context = ContextOptions(
-        num_sequences=fitting.shape.num_sequences,
-        num_cells=choice.candidate.cells,
-        sequence_len=choice.candidate.sequence_len,
+        num_sequences=num_sequences,
+        num_cells=num_cells,
+        sequence_len=choice.candidate.sequence_len if is_unified else num_cells // num_sequences,
         batch_size=fitting.shape.batch_size,
         threads=config.threads or pool_config.threads,
         kv_cache_type=config.kv_cache_type.value,
         flash_attention=config.flash_attention.value,
+        is_unified=is_unified,
+        device_sampling=pool_config.device_sampling,
     )
     return LoadPlan(
         path,

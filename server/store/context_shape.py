@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
+from server.core.batch import most_rows
+
 CELLS_STEP = 256
 """llama.cpp rounds a context up to a multiple of this many cells."""
 
@@ -45,7 +47,7 @@ class ContextShape:
 
     Attributes:
         num_cells: tokens that all sequences together may hold.
-        num_sequences: sequences held at once; each may ask for one row of logits in a step.
+        num_sequences: sequences held at once.
         batch_size: most tokens of one step (``n_batch`` and ``n_ubatch`` in llama.cpp).
         kv_cache_type: ``f16``, ``q8_0`` or ``q4_0``; another one is counted as ``f32``.
         flash_attention: whether attention scores are computed piecemeal.
@@ -82,7 +84,7 @@ class ContextShape:
     @property
     def num_outputs(self) -> int:
         """Rows of logits of the largest step."""
-        return min(self.num_rows, max(self.num_sequences, 1))
+        return min(self.num_rows, most_rows(self.num_sequences))
 
     def window_cells(self, window: int) -> int:
         """Cells of a layer that sees the last ``window`` tokens; 0 is all of them (src/llama-kv-cache-iswa.cpp)."""

@@ -130,7 +130,7 @@ def predict_footprint(header: GgufHeader, shape: ContextShape, parts: Sequence[G
         kv_gpu=sum(caches[first_on_gpu:]),
         compute_cpu=compute_cpu,
         compute_gpu=compute_gpu,
-        output=4 * vocabulary_size * max(shape.num_sequences, 1),
+        output=4 * vocabulary_size * shape.num_outputs,
         host=_CONTEXT_BYTES + _TOKEN_BYTES * vocabulary_size + compute.work,
     )
 

@@ -28,6 +28,7 @@ EXPECTED = {
     core.InsufficientMemory: 503,
     core.Draining: 503,
     core.BackendError: 502,
+    core.NoFreeCells: 502,
     core.TimedOut: 504,
     core.ConfigurationError: 500,
 }

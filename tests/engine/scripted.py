@@ -9,10 +9,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from server.core.errors import NoFreeCells
 from server.core.events import ChoiceFinished, Event, Failed, Finished, FinishReason, Started, TextDelta, TokenLogprob
 from server.core.request import SamplingParameters
-from server.engine.engine import Delivery, Engine
-from server.engine.runner import Chunk, Logits, RunnerShape
+from server.engine.drafting import Draft, Drafter
+from server.engine.engine import Delivery, Engine, EngineOptions
+from server.engine.runner import Chunk, DeviceSampling, KVMemory, Logits, RunnerShape, Tokens
 from server.engine.sequence import GenerationRequest
 
 END = 0
@@ -84,6 +86,28 @@ def reciting(lines: dict[str, str], vocabulary_size: int = NUM_LETTERS) -> Model
     return logits
 
 
+class Guessing:
+    """A drafter that knows what a model says, taken greedily, and is wrong at every n-th guess.
+
+    ``excess`` tokens are proposed beyond those that were asked for, which a drafter must not do.
+    """
+
+    def __init__(self, model: Model, *, wrong_every: int = 0, excess: int = 0) -> None:
+        self._model = model
+        self._wrong_every = wrong_every
+        self._excess = excess
+        self._num_guessed = 0
+
+    def propose(self, tokens: Sequence[int], most: int) -> Draft:
+        known = tuple(tokens)
+        for _ in range(most + self._excess):
+            likeliest = int(self._model(known).argmax())
+            self._num_guessed += 1
+            is_wrong = self._wrong_every and self._num_guessed % self._wrong_every == 0
+            known = (*known, (likeliest + 1) % NUM_LETTERS if is_wrong else likeliest)
+        return Draft(known[len(tokens) :], chance=1.0)
+
+
 @dataclass(eq=False, slots=True)
 class _Cell:
     token: int
@@ -95,7 +119,8 @@ class ScriptedRunner:
     What breaks the contract of ``Runner`` is noted in ``violations`` as well as raised, because the engine rightly
     survives exceptions. ``before_decode`` lets a test raise, or wait, in the middle of a step; ``seconds`` is what a
     batch costs on ``clock``. Memory that cannot be cut, as recurrent memory, is shared only as a whole; other memory
-    cannot be shared at all.
+    cannot be shared at all. Memory that is not unified copies what is shared. A hook that raises ``NoFreeCells`` makes
+    that the answer of a batch: nothing was computed.
     """
 
     def __init__(
@@ -108,9 +133,15 @@ class ScriptedRunner:
         batch_size: int = 32,
         can_share: bool = True,
         can_cut: bool = True,
+        num_rows: int = 16,
+        can_draw: bool = False,
+        is_unified: bool = True,
         vocabulary_size: int = NUM_LETTERS,
     ) -> None:
-        self.shape = RunnerShape(num_sequences, num_cells, sequence_len, batch_size, vocabulary_size)
+        memory = KVMemory(is_unified=is_unified, can_cut=can_cut)
+        self.shape = RunnerShape(
+            num_sequences, num_cells, sequence_len, batch_size, vocabulary_size, max(num_sequences, num_rows), memory
+        )
         self.clock = Clock()
         self.violations: list[str] = []
         self.batches: list[list[Chunk]] = []
@@ -124,6 +155,9 @@ class ScriptedRunner:
         self._model = model
         self._can_share = can_share
         self._can_cut = can_cut
+        self._can_draw = can_draw
+        self._drawing: set[int] = set()
+        self._drawn: Tokens = np.empty(0, dtype=np.int32)
         self._held: list[list[_Cell]] = [[] for _ in range(num_sequences)]
         self._broken: set[int] = set()
         self._rows: Logits = np.empty((0, vocabulary_size), dtype=np.float32)
@@ -152,6 +186,9 @@ class ScriptedRunner:
         self._rows[:] = np.nan  # the memory of the last call is not valid any more
         try:
             self.before_decode(chunks)
+        except NoFreeCells:
+            self.batches.pop()
+            raise
         except Exception:
             for chunk in chunks:
                 self._broken.add(chunk.sequence_id)
@@ -162,8 +199,16 @@ class ScriptedRunner:
         self.most_cells = max(self.most_cells, self.num_cells_used)
         self._demand(self.num_cells_used <= self.shape.num_cells, "the cache is full")
         self.clock.now += self.seconds(chunks)
-        rows = [self._model(self.held(chunk.sequence_id)) for chunk in chunks if chunk.wants_logits]
+        rows = [
+            self._model(self.held(chunk.sequence_id)[: chunk.start + len(chunk.tokens) - behind])
+            for chunk in chunks
+            for behind in reversed(range(chunk.num_rows))
+        ]
         self._rows = np.array(rows, dtype=np.float32).reshape(len(rows), self.shape.vocabulary_size)
+        owners = [chunk.sequence_id for chunk in chunks for _ in range(chunk.num_rows)]
+        by_device = np.array([owner in self._drawing for owner in owners], dtype=bool)
+        self._drawn = np.where(by_device, self._rows.argmax(axis=1), -1).astype(np.int32)
+        self._rows[by_device] = np.nan
         return self._rows
 
     def share_prefix(self, source: int, target: int, length: int) -> bool:
@@ -173,7 +218,9 @@ class ScriptedRunner:
         if not self._can_share or (not self._can_cut and length != len(self._held[source])):
             self._held[target] = []
             return False
-        self._held[target] = self._held[source][:length]
+        shared = self._held[source][:length]
+        must_copy = source != target and not self.shape.memory.is_unified
+        self._held[target] = [_Cell(cell.token) for cell in shared] if must_copy else shared
         self._broken.discard(target)
         return True
 
@@ -184,6 +231,19 @@ class ScriptedRunner:
         self._held[sequence_id] = []
         self._broken.discard(sequence_id)
 
+    def sample_on_device(self, sequence_id: int, sampling: DeviceSampling | None) -> bool:
+        """Draw the likeliest token, whatever is asked for."""
+        self._check_thread()
+        self._drawing.discard(sequence_id)
+        if sampling is None or not self._can_draw:
+            return sampling is None
+        self._drawing.add(sequence_id)
+        return True
+
+    def drawn(self) -> Tokens:
+        self._check_thread()
+        return self._drawn
+
     def rest(self) -> None:
         self._check_thread()
         self.on_rest()
@@ -193,10 +253,12 @@ class ScriptedRunner:
         self._demand(len(chunks) > 0, "an empty batch")
         self._demand(len(set(ids)) == len(ids), f"two chunks of one sequence in {ids}")
         self._demand(sum(len(chunk.tokens) for chunk in chunks) <= self.shape.batch_size, "the batch is too large")
+        self._demand(sum(chunk.num_rows for chunk in chunks) <= self.shape.num_rows, "too many rows of logits")
         for chunk in chunks:
             held = len(self._held[chunk.sequence_id])
             self._demand(chunk.sequence_id not in self._broken, f"sequence {chunk.sequence_id} has unknown contents")
             self._demand(len(chunk.tokens) > 0, "an empty chunk")
+            self._demand(0 <= chunk.num_rows <= len(chunk.tokens), f"{chunk} asks for more rows than it has tokens")
             self._demand(chunk.start == held, f"{chunk} starts at {chunk.start}, but {held} tokens are held")
             self._demand(held + len(chunk.tokens) <= self.shape.sequence_len, f"{chunk} leaves the context")
             self._demand(all(0 <= token < self.shape.vocabulary_size for token in chunk.tokens), f"{chunk}: no token")
@@ -266,6 +328,11 @@ class Harness:
         vocabulary: ScriptedVocabulary = LETTERS,
         queue_size: int = 64,
         inter_token_target: float = 0.05,
+        isolates_keys: bool = False,
+        public_prefixes: Sequence[Tokens] = (),
+        least_wait: int = 1,
+        new_drafter: Callable[[], Drafter] | None = None,
+        device_sampling: bool = False,
     ) -> None:
         self.runner = runner
         self.clock = runner.clock
@@ -277,8 +344,15 @@ class Harness:
             runner,
             vocabulary,
             self._deliver,
-            queue_size=queue_size,
-            inter_token_target=inter_token_target,
+            EngineOptions(
+                queue_size,
+                inter_token_target,
+                isolates_keys,
+                public_prefixes,
+                least_wait,
+                new_drafter,
+                device_sampling,
+            ),
             clock=self.clock,
         )
 
@@ -291,9 +365,10 @@ class Harness:
         stop: tuple[str, ...] = (),
         n: int = 1,
         top_logprobs: int | None = None,
+        key: str | None = None,
     ) -> int:
         tokens = letters(prompt) if isinstance(prompt, str) else prompt
-        request = GenerationRequest(np.array(tokens, dtype=np.int32), sampling, max_tokens, stop, n, top_logprobs)
+        request = GenerationRequest(np.array(tokens, dtype=np.int32), sampling, max_tokens, stop, n, top_logprobs, key)
         return self.engine.submit(request)
 
     def step(self, times: int = 1) -> None:

@@ -72,7 +72,7 @@ def test_a_prompt_is_computed_in_chunks_of_a_batch(num_tokens: int) -> None:
     chunked = bench.answer(prompt)
     prefill = [batch[0] for batch in bench.runner.batches if batch[0].start < num_tokens]
     assert [len(chunk.tokens) for chunk in prefill] == [min(32, num_tokens - at) for at in range(0, num_tokens, 32)]
-    assert [chunk.wants_logits for chunk in prefill] == [False] * (len(prefill) - 1) + [True]
+    assert [bool(chunk.num_rows) for chunk in prefill] == [False] * (len(prefill) - 1) + [True]
     assert chunked.text() == harness(batch_size=256).answer(prompt).text() != ""
 
 

@@ -11,7 +11,7 @@ from scripted import GREEDY, LETTERS, Harness, ScriptedRunner, babbling, raising
 
 from server.core.errors import BackendError, Draining, LlmspellError, ModelLoadingFailed
 from server.core.events import Started
-from server.engine.engine import Engine
+from server.engine.engine import Engine, EngineOptions
 from server.engine.runner import Chunk
 
 ENDLESS = replace(GREEDY, ignore_eos=True)
@@ -199,7 +199,9 @@ def test_a_model_that_cannot_compute_fails_the_start() -> None:
     runner = ScriptedRunner(babbling())
     runner.fails_to_warm_up = ModelLoadingFailed("no")
     ended = threading.Event()
-    engine = Engine(runner, LETTERS, lambda _: None, queue_size=1, inter_token_target=1, on_end=ended.set)
+    engine = Engine(
+        runner, LETTERS, lambda _: None, EngineOptions(queue_size=1, inter_token_target=1), on_end=ended.set
+    )
     with pytest.raises(ModelLoadingFailed):
         engine.start()
     assert ended.wait(TIMEOUT)

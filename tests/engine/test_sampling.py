@@ -15,7 +15,7 @@ from server.engine.sampling import (
     Sampler,
     candidates,
     log_normalizer,
-    nucleus_floor,
+    nucleus,
     penalize_counts,
     penalize_repeats,
     top_ids,
@@ -51,9 +51,8 @@ def reference_candidates(logits: Logits, top_k: int, top_p: float, min_p: float)
         cumulative = weights.cumsum(dtype=np.float64)
         target = top_p * cumulative[-1]
         last = min(int((cumulative < target).sum()), len(order) - 1)
-        doubtful = bool((abs(cumulative - target) < 1e-9 * cumulative[-1]).any())
-        num_kept = int((weights >= weights[last]).sum())
-        order, weights = order[:num_kept], weights[:num_kept]
+        doubtful = bool((abs(cumulative - target) < 1e-6 * cumulative[-1]).any())
+        order, weights = order[: last + 1], weights[: last + 1]
     return {token for token, weight in zip(order, weights, strict=True) if weight >= np.float32(min_p)}, doubtful
 
 
@@ -147,7 +146,12 @@ def test_top_ids_of_larger_vocabularies(shape: str, size: int, seed: int, k: int
 
 
 def test_the_nucleus_of_nothing_is_the_likeliest_token() -> None:
-    assert nucleus_floor(row(0.25, 1.0, 0.5), 0.0) == 1.0
+    assert nucleus(row(0.25, 1.0, 0.5), 0.0).tolist() == [1]
+
+
+def test_the_nucleus_cuts_equal_tokens_by_number() -> None:
+    assert sorted(nucleus(np.zeros(1000, dtype=np.float32), 0.3).tolist()) == list(range(300))
+    assert sorted(nucleus(np.zeros(10_000, dtype=np.float32), 0.3).tolist()) == list(range(3000))
 
 
 @given(few_logits)

@@ -18,7 +18,7 @@ PROMPT = list(range(20, 60))
 
 
 def last_logits(runner: LlamaRunner, sequence_id: int, tokens: list[int], start: int = 0) -> Logits:
-    chunk = Chunk(sequence_id, start, tokens, wants_logits=True)
+    chunk = Chunk(sequence_id, start, tokens, num_rows=1)
     return np.array(runner.decode([chunk])[0])
 
 
@@ -27,7 +27,7 @@ def test_rows_belong_to_the_chunks_that_want_them_in_order(runner: LlamaRunner) 
     for sequence_id in range(3):
         runner.clear(sequence_id)
 
-    rows = runner.decode([Chunk(i, 0, PROMPT[: 5 + i], wants_logits=i != 1) for i in range(3)])
+    rows = runner.decode([Chunk(i, 0, PROMPT[: 5 + i], num_rows=int(i != 1)) for i in range(3)])
 
     assert rows.shape == (2, runner.shape.vocabulary_size)
     np.testing.assert_allclose(rows, alone, atol=2e-3)
@@ -36,8 +36,8 @@ def test_rows_belong_to_the_chunks_that_want_them_in_order(runner: LlamaRunner) 
 def test_chunked_prompt_gives_the_logits_of_a_whole_one(runner: LlamaRunner) -> None:
     whole = last_logits(runner, 0, PROMPT)
 
-    assert runner.decode([Chunk(1, 0, PROMPT[:7], wants_logits=False)]).shape[0] == 0
-    runner.decode([Chunk(1, 7, PROMPT[7:30], wants_logits=False)])
+    assert runner.decode([Chunk(1, 0, PROMPT[:7], num_rows=0)]).shape[0] == 0
+    runner.decode([Chunk(1, 7, PROMPT[7:30], num_rows=0)])
 
     np.testing.assert_allclose(last_logits(runner, 1, PROMPT[30:], start=30), whole, atol=2e-3)
 
@@ -100,10 +100,10 @@ def test_full_cache_is_an_error_and_leaves_a_usable_runner(dense_path: Path) -> 
     expected = last_logits(runner, 0, PROMPT)
     runner.clear(0)
     for start in range(0, 256, 64):
-        runner.decode([Chunk(0, start, [5] * 64, wants_logits=False)])
+        runner.decode([Chunk(0, start, [5] * 64, num_rows=0)])
 
     with pytest.raises(BackendError, match="no free KV cells"):
-        runner.decode([Chunk(1, 0, PROMPT, wants_logits=True)])
+        runner.decode([Chunk(1, 0, PROMPT, num_rows=1)])
     runner.clear(0)
     runner.clear(1)
 

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from server.api.answer import Answer, run_while_connected
+from server.api.client_key import client_key
 from server.api.completion import ChunkEncoder, CompletionCollector, CompletionHead, system_fingerprint
 from server.api.convert import parse_body, to_chat_request
 from server.api.middleware import note_access
@@ -30,7 +31,7 @@ async def create_chat_completion(request: Request) -> Response:
     route = await services.router.route(body.model)
     ignored = refuse_or_list_unsupported(body, services.config, route.backend)
     headers, body = ignored_header(ignored), without(body, ignored)
-    chat_request = to_chat_request(body, route.spec, services.config)
+    chat_request = to_chat_request(body, route.spec, services.config, client_key(request.headers))
     head = CompletionHead(model=body.model, system_fingerprint=system_fingerprint(str(route.spec)))
     answer = Answer(route, chat_request, lambda backend: is_accepted(body, backend, ignored))
     if body.stream:

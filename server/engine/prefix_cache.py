@@ -1,0 +1,395 @@
+"""Who shares which prefix: what a new prompt copies, awaits or computes, and what is forgotten first.
+
+Nothing here touches KV memory. ``PrefixCache`` decides; the engine acts on the runner and reports back. A sequence
+is free (empty), in use by a generation, or idle: finished, with its tokens kept until its cells or itself are needed.
+
+Whoever waits holds no sequence and is not registered anywhere. It waits for a sequence in use, which computes its
+prompt or is released; either ends the wait, and the claim is made again. So waits cannot form a circle, a waiter that
+leaves leaves nothing behind, and when a computation is aborted the first waiter to claim again continues it, while the
+others find that it does and wait for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from itertools import count
+
+import numpy as np
+
+from server.engine.radix_tree import RadixTree
+from server.engine.runner import KVMemory, Tokens
+
+_NO_TOKENS: Tokens = np.empty(0, dtype=np.int32)
+_EVERYBODY = None
+"""The key of prompts that anybody may share."""
+
+
+class SequenceState(Enum):
+    """What a sequence is doing."""
+
+    FREE = auto()
+    IN_USE = auto()
+    IDLE = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A sequence to compute a prompt in, and where its first ``length`` tokens are.
+
+    ``source`` is another sequence to copy them from, or ``sequence_id`` itself: to be cut back to ``length`` tokens
+    (emptied, if that is 0), and then computed further.
+    """
+
+    sequence_id: int
+    source: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Another generation, in ``sequence_id``, is about to have computed the first ``length`` tokens of its prompt.
+
+    ``number`` tells that generation from others in the same sequence.
+    """
+
+    sequence_id: int
+    length: int
+    number: int
+
+
+@dataclass(eq=False, slots=True)
+class _Slot:
+    """A sequence. In use, ``tokens`` is its prompt, computed or not; idle, what it holds."""
+
+    sequence_id: int
+    tokens: Tokens = field(default_factory=lambda: _NO_TOKENS)
+    num_computed: int = 0
+    lowest: int = 0
+    key: Hashable = _EVERYBODY
+    public_lens: tuple[int, ...] = ()
+    in_use: bool = False
+    number: int = 0
+    last_used: int = 0
+
+    @property
+    def num_public(self) -> int:
+        """Tokens that everybody may share, whosever they are: the longest public prefix that is computed whole."""
+        return max((length for length in self.public_lens if length <= self.num_computed), default=0)
+
+
+@dataclass(slots=True)
+class _Found:
+    """The longest prefix that is there, and the longest that will be: of which slot, and when it can be taken."""
+
+    source: _Slot | None = None
+    length: int = 0
+    computing: _Slot | None = None
+    promised: int = 0
+    awaited: int = 0
+
+
+class PrefixCache:
+    """The sequences of one runner. Only the engine's thread calls it.
+
+    Args:
+        num_sequences: sequences that can be held at once, numbered from 0.
+        memory: what the runner's memory can do.
+        public: token prefixes that the operator declares public: shared whatever the keys, once computed whole.
+        least_wait: tokens that a wait must save; what all prompts begin with is not worth a step's delay.
+
+    """
+
+    def __init__(
+        self, num_sequences: int, memory: KVMemory, *, public: Sequence[Tokens] = (), least_wait: int = 32
+    ) -> None:
+        self._memory = memory
+        self._public = _PublicPrefixes(public)
+        self._least_wait = max(least_wait, 1)
+        self._slots = [_Slot(sequence_id) for sequence_id in range(num_sequences)]
+        self._cells = _Cells(num_sequences, is_unified=memory.is_unified)
+        self._trees: dict[Hashable, RadixTree] = {}
+        self._uses = count(1)
+        self._now = 0
+        self._is_stopped = False
+
+    @property
+    def num_cells(self) -> int:
+        """Cells that are occupied; those that sequences share count once."""
+        return self._cells.count(range(len(self._slots)))
+
+    @property
+    def num_running_cells(self) -> int:
+        """Cells that sequences in use occupy, shared ones counted once; the others are had by evicting."""
+        return self._cells.count([slot.sequence_id for slot in self._slots if slot.in_use])
+
+    def state(self, sequence_id: int) -> SequenceState:
+        """What a sequence is doing."""
+        slot = self._slots[sequence_id]
+        if slot.in_use:
+            return SequenceState.IN_USE
+        return SequenceState.IDLE if slot.num_computed else SequenceState.FREE
+
+    def claim(
+        self,
+        prompt: Tokens,
+        *,
+        key: Hashable = None,
+        can_wait: bool = True,
+        num_reserved: int = 0,
+        room: int | None = None,
+    ) -> Claim | Wait | None:
+        """Find the best way to compute ``prompt``; at least its last token is computed, because its logits are needed.
+
+        Args:
+            prompt: token ids, kept without a copy.
+            key: whose prompt it is. It shares prefixes of the same key, of no key (``None``) and public ones. The
+                prompt of ``None`` is shared by everybody.
+            can_wait: whether ``Wait`` may be the answer.
+            num_reserved: tokens that the sequence may come to hold.
+            room: cells that the sequences in use may grow by, this one included; ``None`` for any number.
+
+        Returns:
+            ``Claim``: the sequence is in use from now on, until it is released. ``Wait``: nothing was taken; claim
+            again when ``is_over``. ``None``: all sequences are in use, or there is not that much room.
+
+        """
+        available = [slot for slot in self._slots if not slot.in_use]
+        if not available:
+            return None
+        found = self._search(prompt[:-1], key)
+        if can_wait and found.computing is not None and found.promised - found.length >= self._least_wait:
+            return Wait(found.computing.sequence_id, found.awaited, found.computing.number)
+        if room is not None and num_reserved - self._num_in_use(found) > room:
+            return None
+        target = self._choose_target(available, found)
+        source = found.source or target
+        self._unindex(target)
+        self._cells.share(source.sequence_id, target.sequence_id, found.length)
+        target.lowest = source.lowest if found.length else 0
+        target.in_use, target.number = True, self._use(target)
+        self._index(target, prompt, key)
+        target.num_computed = found.length
+        return Claim(target.sequence_id, source.sequence_id, found.length)
+
+    def is_over(self, wait: Wait) -> bool:
+        """Whether what was waited for is there, or will not come."""
+        slot = self._slots[wait.sequence_id]
+        return slot.number != wait.number or slot.num_computed >= wait.length
+
+    def update(self, sequence_id: int, num_computed: int) -> None:
+        """Record how many tokens a sequence in use holds by now; 0 if it was cleared, as when copying has failed.
+
+        Raises:
+            ValueError: the sequence is not in use.
+
+        """
+        self._hold(self._in_use(sequence_id), num_computed)
+
+    def release(self, sequence_id: int, tokens: Tokens) -> None:
+        """Give a sequence back, finished or aborted; ``tokens`` are what its cells hold (empty if it was cleared).
+
+        Raises:
+            ValueError: the sequence is not in use.
+
+        """
+        slot = self._in_use(sequence_id)
+        self._unindex(slot)
+        self._hold(slot, len(tokens))
+        self._use(slot)
+        slot.in_use, slot.number = False, 0
+        self._index(slot, tokens, slot.key)
+
+    def evict(self) -> int | None:
+        """Forget the idle sequence that is the least loss and return its id; ``None`` if there is none.
+
+        The loss is the number of tokens that no other sequence has, divided by the time since the last use.
+        """
+        idle = [slot for slot in self._slots if not slot.in_use and slot.num_computed]
+        if not idle:
+            return None
+        slot = min(idle, key=lambda candidate: (self._loss(candidate, 0), candidate.last_used))
+        self._unindex(slot)
+        self._hold(slot, 0)
+        return slot.sequence_id
+
+    def stop(self) -> None:
+        """Find nothing any more: the memory cannot do what was said of it."""
+        self._is_stopped = True
+
+    def _in_use(self, sequence_id: int) -> _Slot:
+        slot = self._slots[sequence_id]
+        if not slot.in_use:
+            raise ValueError(f"Sequence {sequence_id} is not in use.")
+        return slot
+
+    def _use(self, slot: _Slot) -> int:
+        self._now = slot.last_used = next(self._uses)
+        return self._now
+
+    def _hold(self, slot: _Slot, num_computed: int) -> None:
+        slot.num_computed = num_computed
+        slot.lowest = self._memory.lowest_kept(slot.lowest, num_computed) if num_computed else 0
+        self._cells.resize(slot.sequence_id, num_computed)
+
+    def _index(self, slot: _Slot, tokens: Tokens, key: Hashable) -> None:
+        """Make a slot findable by its key, and by everybody as far as it is public."""
+        slot.tokens, slot.key = tokens, key
+        if len(tokens) == 0:
+            return
+        self._trees.setdefault(key, RadixTree()).insert(slot.sequence_id, tokens)
+        slot.public_lens = self._public.lens(tokens) if key is not _EVERYBODY else ()
+        if slot.public_lens:
+            shared = self._trees.setdefault(_EVERYBODY, RadixTree())
+            shared.insert(slot.sequence_id, tokens[: slot.public_lens[-1]])
+
+    def _unindex(self, slot: _Slot) -> None:
+        for key in {slot.key, _EVERYBODY}:
+            tree = self._trees.get(key)
+            if tree is not None and slot.sequence_id in tree:
+                tree.remove(slot.sequence_id)
+                if not tree:
+                    del self._trees[key]
+        slot.tokens, slot.public_lens = _NO_TOKENS, ()
+
+    def _search(self, wanted: Tokens, key: Hashable) -> _Found:
+        found = _Found()
+        if self._is_stopped:
+            return found
+        for slot, length in self._agreements(wanted, key, found):
+            is_foreign = slot.key is not _EVERYBODY and slot.key != key
+            num_visible = slot.num_public if is_foreign else slot.num_computed
+            self._consider_present(found, slot, min(length, num_visible))
+            if slot.in_use and length > num_visible:
+                self._consider_promise(found, slot, length, is_foreign=is_foreign)
+        return found
+
+    def _agreements(self, wanted: Tokens, key: Hashable, found: _Found) -> Iterator[tuple[_Slot, int]]:
+        """Slots that may be shared, each with how far it agrees, until only worse than what was found is left."""
+        for tree in [self._trees[name] for name in {key, _EVERYBODY} if name in self._trees]:
+            seen: set[int] = set()
+            for length, entries in tree.match(wanted):
+                if length < found.length:
+                    break
+                for sequence_id in sorted(entries - seen):
+                    yield self._slots[sequence_id], length
+                seen |= entries
+
+    def _consider_present(self, found: _Found, slot: _Slot, length: int) -> None:
+        if not length or not self._memory.can_take(length, num_computed=slot.num_computed, lowest=slot.lowest):
+            return
+        if found.source is None or _worth(slot, length) > _worth(found.source, found.length):
+            found.source, found.length = slot, length
+
+    def _consider_promise(self, found: _Found, slot: _Slot, length: int, *, is_foreign: bool) -> None:
+        """Note a prefix that is being computed, if it can still be taken when the whole prompt has been."""
+        end = len(slot.tokens)
+        if not self._memory.can_take(length, num_computed=end, lowest=self._memory.lowest_kept(slot.lowest, end)):
+            return
+        if found.computing is None or (length, slot.num_computed) > (found.promised, found.computing.num_computed):
+            found.computing, found.promised = slot, length
+            found.awaited = min(whole for whole in slot.public_lens if whole >= length) if is_foreign else length
+
+    def _num_in_use(self, found: _Found) -> int:
+        """Cells of what was found that sequences in use have anyway."""
+        if found.source is None:
+            return 0
+        in_use = [slot.sequence_id for slot in self._slots if slot.in_use]
+        return min(found.length, self._cells.num_shared(found.source.sequence_id, in_use))
+
+    def _choose_target(self, available: list[_Slot], found: _Found) -> _Slot:
+        """Continue an idle sequence where it ends; else take an empty one, or the one whose loss is the least."""
+        source = found.source
+        if source is not None and _continues(source, found.length):
+            return source
+
+        def cost(slot: _Slot) -> tuple[bool, float, int]:
+            kept = found.length if slot is source else 0
+            return slot.num_computed > 0, self._loss(slot, kept), slot.last_used
+
+        return min(available, key=cost)
+
+    def _loss(self, slot: _Slot, kept: int) -> float:
+        """What cutting an idle slot back to ``kept`` tokens costs: tokens that nobody else has, the less the older."""
+        if not slot.num_computed:
+            return 0.0
+        num_unshared = self._trees[slot.key].num_unshared(slot.sequence_id)
+        if slot.public_lens:  # others may have the public part, under other keys
+            num_public_shared = slot.public_lens[-1] - self._trees[_EVERYBODY].num_unshared(slot.sequence_id)
+            num_unshared = min(num_unshared, slot.num_computed - num_public_shared)
+        return min(num_unshared, slot.num_computed - kept) / (self._now - slot.last_used + 1)
+
+
+class _PublicPrefixes:
+    def __init__(self, prefixes: Sequence[Tokens]) -> None:
+        self._prefixes = [prefix for prefix in prefixes if len(prefix)]
+        self._tree = RadixTree()
+        for index, prefix in enumerate(self._prefixes):
+            self._tree.insert(index, prefix)
+
+    def lens(self, tokens: Tokens) -> tuple[int, ...]:
+        """Lengths of the public prefixes that ``tokens`` begin with, the shortest first."""
+        return tuple(
+            level.length
+            for level in reversed(self._tree.match(tokens))
+            if any(len(self._prefixes[index]) == level.length for index in level.entries)
+        )
+
+
+class _Cells:
+    """How many cells each sequence holds, and how many of them, from the first on, it shares with each other one.
+
+    This is about cells and not about tokens: two sequences that computed the same prompt share nothing. Sharing is
+    always of a prefix and passed on by copying, so of the cells of a sequence those that any of some others has, too,
+    are as many as it shares most with one of them.
+    """
+
+    def __init__(self, num_sequences: int, *, is_unified: bool) -> None:
+        self._held = np.zeros(num_sequences, dtype=np.int64)
+        self._shared = np.zeros((num_sequences, num_sequences), dtype=np.int64)
+        self._is_unified = is_unified
+
+    def resize(self, sequence_id: int, length: int) -> None:
+        """Cut a sequence back, or add cells of its own."""
+        if length < self._held[sequence_id]:
+            shared = np.minimum(self._shared[sequence_id], length)
+            self._shared[sequence_id] = self._shared[:, sequence_id] = shared
+        self._held[sequence_id] = length
+
+    def share(self, source: int, target: int, length: int) -> None:
+        """Have ``target`` hold just the first ``length`` cells of ``source``."""
+        if source == target:
+            self.resize(target, length)
+            return
+        self.resize(target, 0)
+        self._held[target] = length
+        if self._is_unified:
+            shared = np.minimum(self._shared[source], length)
+            shared[source], shared[target] = length, 0
+            self._shared[target] = self._shared[:, target] = shared
+
+    def num_shared(self, sequence_id: int, others: Sequence[int]) -> int:
+        """Count the cells that a sequence has in common with one of the others, of which it may be one itself."""
+        if not self._is_unified or not others:
+            return 0
+        if sequence_id in others:
+            return int(self._held[sequence_id])
+        return int(self._shared[sequence_id, np.array(others)].max())
+
+    def count(self, sequence_ids: Sequence[int]) -> int:
+        """Count the cells of some sequences, each once."""
+        if not sequence_ids:
+            return 0
+        ids = np.array(sequence_ids)
+        shared_with_earlier = np.tril(self._shared[np.ix_(ids, ids)], -1).max(axis=1)
+        return int((self._held[ids] - shared_with_earlier).sum())
+
+
+def _continues(slot: _Slot, length: int) -> bool:
+    return not slot.in_use and length == slot.num_computed
+
+
+def _worth(slot: _Slot, length: int) -> tuple[int, bool, int]:
+    """Order sources: the longest prefix, of equals one that is continued where it ends, then the one used last."""
+    return length, _continues(slot, length), slot.last_used
