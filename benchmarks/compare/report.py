@@ -33,6 +33,14 @@ class Results:
         """Keep what a round has brought."""
         self.rounds.setdefault((scenario.key, server), []).append(figures)
 
+    def add_earlier(self, written: str) -> None:
+        """Take the figures of scenarios that were measured in another run, from what ``as_json`` has written."""
+        earlier = json.loads(written)
+        mine = {key for key, _ in self.rounds}
+        for entry in earlier["figures"]:
+            if entry["scenario"] not in mine and entry["server"] in self.servers:
+                self.rounds[entry["scenario"], entry["server"]] = entry["rounds"]
+
     def values(self, scenario: Scenario, server: str, measure: Measure) -> list[float]:
         """Return a figure of all rounds."""
         return [figures[measure.name] for figures in self.rounds.get((scenario.key, server), [])]
@@ -131,7 +139,7 @@ def plot(results: Results, path: Path) -> None:
     bars = [
         (scenario, measure)
         for scenario in results.scenarios
-        for measure in scenario.measures
+        for measure in scenario.measures[: scenario.num_plotted]
         if any(results.ratio(scenario, server, measure) for server in results.others)
     ]
     matplotlib: Any = importlib.import_module("matplotlib")
@@ -148,6 +156,7 @@ def plot(results: Results, path: Path) -> None:
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter("{x:g} x")
     axes.set_xlabel(f"times better than {results.reference} (thin lines: range of the rounds)", fontsize=8)
+    axes.set_xlim(left=min(axes.get_xlim()[0], 0.5))
     axes.set_title("\n".join(f"{name}: {value}" for name, value in results.facts.items() if name in TITLE), fontsize=8)
     axes.legend(loc="lower right")
     figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})

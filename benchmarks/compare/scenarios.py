@@ -66,12 +66,13 @@ class Lengths:
 
 @dataclass(frozen=True)
 class Scenario:
-    """A way to use a server; ``run`` returns one figure for each measure."""
+    """A way to use a server; ``run`` returns one figure for each measure, of which the plot shows the first ones."""
 
     key: str
     title: str
     measures: tuple[Measure, ...]
     run: Callable[[Chat, Prompts], Awaitable[Figures]]
+    num_plotted: int = 1
 
 
 def single_stream(lengths: Lengths) -> Scenario:
@@ -170,7 +171,7 @@ def intrusion(lengths: Lengths, num_users: int = 8, num_long: int = 2) -> Scenar
         }
 
     title = f"{num_long} prompts of {lengths.long_prompt} tokens arrive at {num_users} running streams"
-    return Scenario("intrusion", title, (WORST_GAP, LONG_FIRST_TOKEN), run)
+    return Scenario("intrusion", title, (WORST_GAP, LONG_FIRST_TOKEN), run, num_plotted=2)
 
 
 class _AllRunning:

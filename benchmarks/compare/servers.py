@@ -83,9 +83,18 @@ def fill(template: str, resources: Resources, port: int, directory: Path) -> str
     return template
 
 
+_MODEL = "model."
+
+
 def llmspell(name: str, python: str, root: Path, settings: Mapping[str, str]) -> ServerSpec:
-    """Return this project's server from a checkout; ``settings`` are keys of ``[llamacpp]`` with values in TOML."""
-    table = {"max_sequences": "{slots}", "threads": "{threads}", **settings}
+    """Return this project's server from a checkout.
+
+    ``settings`` are keys of ``[llamacpp]``, or of the model's table where they begin with ``model.``; values are TOML.
+    """
+    of_model = {key.removeprefix(_MODEL): value for key, value in settings.items() if key.startswith(_MODEL)}
+    of_pool = {key: value for key, value in settings.items() if not key.startswith(_MODEL)}
+    table = {"max_sequences": "{slots}", "threads": "{threads}", **of_pool}
+    model = {"kv_cells": "{cells}", "context_length": "{context}", **of_model}
     lines = [
         "[ollama]",
         "enabled = false",
@@ -94,8 +103,7 @@ def llmspell(name: str, python: str, root: Path, settings: Mapping[str, str]) ->
         '[models."local/compared"]',
         'path = "{model}"',
         "preload = true",
-        "kv_cells = {cells}",
-        "context_length = {context}",
+        *(f"{key} = {value}" for key, value in model.items()),
     ]
     return ServerSpec(
         name,

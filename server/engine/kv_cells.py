@@ -63,8 +63,9 @@ class KVCells:
             num_reserved=sequence.num_reserved,
             room=self._num_cells - self._prefixes.num_running_cells - self._growth,
         )
-        sequence.wait = claim if isinstance(claim, Wait) else None
-        sequence.num_waits += isinstance(claim, Wait)
+        sequence.wait = None
+        if isinstance(claim, Wait):
+            self._wait(sequence, claim)
         if not isinstance(claim, Claim):
             return False
         self._placed[claim.sequence_id] = sequence
@@ -105,6 +106,7 @@ class KVCells:
 
     def release(self, sequence: Sequence) -> None:
         """Take a sequence's reservation back; what it has computed stays for others until cells are needed."""
+        self.cut(sequence, min(sequence.num_computed, len(sequence.tokens)))  # a draft that nobody will verify
         del self._placed[sequence.sequence_id]
         self._prefixes.release(sequence.sequence_id, sequence.computed_tokens())
         self._reserve()
@@ -116,12 +118,22 @@ class KVCells:
             self._runner.clear(sequence_id)
         return sequence_id is not None
 
+    def _wait(self, sequence: Sequence, wait: Wait) -> None:
+        """Have a sequence wait; those before count only if they have brought nothing."""
+        if wait.num_present > sequence.num_present:
+            sequence.num_waits = 0
+        sequence.wait, sequence.num_present = wait, wait.num_present
+        sequence.num_waits += 1
+
     def _is_waiting(self, sequence: Sequence) -> bool:
         return sequence.wait is not None and not self._prefixes.is_over(sequence.wait)
 
     def _share(self, claim: Claim) -> bool:
         if self._runner.share_prefix(claim.source, claim.sequence_id, claim.length):
             return True
+        if self._runner.shape.memory.window_len:
+            self._prefixes.shrink(claim.source)
+            return False
         _log.warning("The model's memory cannot share prefixes as expected; prompts are computed whole from now on.")
         self._prefixes.stop()
         return False

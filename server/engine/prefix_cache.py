@@ -51,12 +51,13 @@ class Claim:
 class Wait:
     """Another generation, in ``sequence_id``, is about to have computed the first ``length`` tokens of its prompt.
 
-    ``number`` tells that generation from others in the same sequence.
+    ``number`` tells that generation from others in the same sequence. ``num_present`` tokens could be had at once.
     """
 
     sequence_id: int
     length: int
     number: int
+    num_present: int = 0
 
 
 @dataclass(eq=False, slots=True)
@@ -160,7 +161,7 @@ class PrefixCache:
             return None
         found = self._search(prompt[:-1], key)
         if can_wait and found.computing is not None and found.promised - found.length >= self._least_wait:
-            return Wait(found.computing.sequence_id, found.awaited, found.computing.number)
+            return Wait(found.computing.sequence_id, found.awaited, found.computing.number, found.length)
         if room is not None and num_reserved - self._num_in_use(found) > room:
             return None
         target = self._choose_target(available, found)
@@ -213,6 +214,11 @@ class PrefixCache:
         self._unindex(slot)
         self._hold(slot, 0)
         return slot.sequence_id
+
+    def shrink(self, sequence_id: int) -> None:
+        """Note that a sequence remembers no more than its window, though it could have remembered more."""
+        slot = self._slots[sequence_id]
+        slot.lowest = max(slot.lowest, slot.num_computed - self._memory.window_len)
 
     def stop(self) -> None:
         """Find nothing any more: the memory cannot do what was said of it."""

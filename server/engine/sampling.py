@@ -81,6 +81,23 @@ class Sampler:
         return adjusted
 
 
+def choose(logits: Logits, parameters: SamplingParameters, numbers: random.Random) -> int:
+    """Return the token that the next random number stands for; greedy takes the likeliest and no number.
+
+    Raises:
+        ValueError: the largest logit is not finite.
+
+    """
+    if parameters.temperature < _LEAST_TEMPERATURE or parameters.top_k == 1:
+        likeliest = int(logits.argmax())
+        _check_peak(logits[likeliest])
+        return likeliest
+    ids = candidates(logits, parameters)
+    if ids is None:
+        return _draw(logits, parameters.temperature, numbers.random())
+    return int(ids[_draw(logits[ids], parameters.temperature, numbers.random())])
+
+
 def penalize_repeats(logits: Logits, recent: Sequence[int] | deque[int], penalty: float) -> None:
     """Shrink the logits of recent tokens, in place: divide positive ones, multiply negative ones."""
     ids = np.fromiter(set(recent), dtype=np.intp)
@@ -180,23 +197,6 @@ def _bias(parameters: SamplingParameters, end_tokens: Sequence[int]) -> tuple[Id
     return np.array(list(bias), dtype=np.intp), np.array(list(bias.values()), dtype=np.float32)
 
 
-def choose(logits: Logits, parameters: SamplingParameters, numbers: random.Random) -> int:
-    """Return the token that the next random number stands for; greedy takes the likeliest and no number.
-
-    Raises:
-        ValueError: the largest logit is not finite.
-
-    """
-    if parameters.temperature < _LEAST_TEMPERATURE or parameters.top_k == 1:
-        likeliest = int(logits.argmax())
-        _check_peak(logits[likeliest])
-        return likeliest
-    ids = candidates(logits, parameters)
-    if ids is None:
-        return _draw(logits, parameters.temperature, numbers.random())
-    return int(ids[_draw(logits[ids], parameters.temperature, numbers.random())])
-
-
 def _check_peak(peak: np.float32) -> np.float32:
     if not math.isfinite(peak):  # numpy's maxima are NaN if anything is
         raise ValueError("no token can be chosen: the largest logit is not finite")
@@ -226,7 +226,7 @@ def _largest(logits: Logits, k: int) -> tuple[Ids, np.float32]:
     ids = rows * num_columns + columns[positions]
     if len(rest):
         ids = np.concatenate((ids, np.flatnonzero(rest >= floor) + matrix.size))
-        peak = max(peak, rest.max())
+        peak = np.maximum(peak, rest.max())  # NaN if either is
     return ids, peak
 
 
@@ -258,7 +258,7 @@ def _draw(logits: Logits, temperature: float, number: float) -> int:
         return _first_above(cumulative, number * cumulative[-1])
     cumulative = _block_sums(weights).cumsum(dtype=np.float64)
     target = number * cumulative[-1]
-    block = _first_above(cumulative, target)
+    block = _first_above(cumulative, target)  # what is before it is not above the target
     start = block * _BLOCK_LEN
     within = weights[start : start + _BLOCK_LEN].cumsum(dtype=np.float64)
     before = cumulative[block - 1] if block else 0.0
@@ -273,7 +273,7 @@ def _block_sums(weights: Logits) -> Logits:
 
 
 def _first_above(cumulative: Weights, target: float) -> int:
-    # Rounding may put the target outside of its block: never on a token without weight at either end.
+    # Rounding may put the target behind its block: never on tokens without weight at the end.
     position = int(cumulative.searchsorted(target, side="right"))
     if position == len(cumulative):
         return int(cumulative.searchsorted(cumulative[-1]))

@@ -93,6 +93,7 @@ class Sequence:
         self.sequence_id = -1
         self.wait: Wait | None = None
         self.num_waits = 0
+        self.num_present = 0
         self.is_drawn = False
         self.drafter: Drafter | None = None
         self.finish_reason: FinishReason | None = None

@@ -54,4 +54,5 @@ class Speculation:
             return None
         if sequence.drafter is None:
             sequence.drafter = self._new_drafter()
-        return sequence.drafter.propose(sequence.tokens, most)
+        draft = sequence.drafter.propose(sequence.tokens, most)
+        return None if draft is None else Draft(draft.tokens[:most], draft.chance)

@@ -144,7 +144,7 @@ class _Chain:
     """The filters of one sequence and its random numbers."""
 
     def __init__(self, sampling: DeviceSampling, vocabulary_size: int) -> None:
-        self._filters = replace(sampling, seed=0)
+        self._filters = replace(sampling, seed=0, logit_bias=dict(sampling.logit_bias))
         self._vocabulary_size = vocabulary_size
         self.handle = llama_cpp.llama_sampler_chain_init(llama_cpp.llama_sampler_chain_default_params())
         self._stages = tuple(_stages(sampling, vocabulary_size))

@@ -27,7 +27,7 @@ _FLASH_ATTENTION = {
     "on": llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED,
     "off": llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED,
 }
-_TO_THE_END = -1
+_FROM_THE_BEGINNING = _TO_THE_END = -1
 
 # https://github.com/ggml-org/llama.cpp/blob/master/include/llama.h, at llama_decode
 _NO_SLOT = 1  # found out before anything is computed or changed
@@ -87,8 +87,13 @@ class LlamaRunner:
             batch_size=batch_size,
             vocabulary_size=model.vocabulary_size,
             num_rows=options.num_rows,
-            # windows have cells for all tokens (swa_full): nothing is forgotten
-            memory=KVMemory(is_unified=options.is_unified, can_cut=model.can_cut),
+            memory=KVMemory(
+                is_unified=options.is_unified,
+                can_cut=model.can_cut,
+                window_len=max(model.window_len - 1, 0),
+                # windows have cells for all tokens (swa_full), and may forget them nevertheless when others need cells
+                num_kept=options.sequence_len,
+            ),
         )
         self._batch = _Batch(batch_size)
         self._num_rows = 0
@@ -162,7 +167,9 @@ class LlamaRunner:
             self.clear(target)
             return False
         if source != target:
-            llama_cpp.llama_memory_seq_cp(self._memory, source, target, 0, length)
+            # between separate caches llama.cpp copies whole sequences only, and asserts that no part is asked for
+            begin, end = (0, length) if self._shape.memory.is_unified else (_FROM_THE_BEGINNING, _TO_THE_END)
+            llama_cpp.llama_memory_seq_cp(self._memory, source, target, begin, end)
         if llama_cpp.llama_memory_seq_rm(self._memory, target, length, _TO_THE_END):
             return True
         self.clear(target)
@@ -201,7 +208,7 @@ class LlamaRunner:
         if not self._shape.memory.can_cut:
             return held == length
         lowest = llama_cpp.llama_memory_seq_pos_min(self._memory, source)
-        return bool(lowest <= max(0, length - self._model.window_len) if self._model.window_len else lowest == 0)
+        return self._shape.memory.can_take(length, num_computed=held, lowest=lowest)
 
     def _logits(self, num_rows: int) -> Logits:
         if num_rows == 0:

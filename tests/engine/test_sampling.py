@@ -309,10 +309,11 @@ def test_ignore_eos_forbids_every_end_token_even_a_wanted_one() -> None:
 
 # What cannot be sampled.
 
+LATE = np.append(np.arange(30_000, dtype=np.float32) / 1000, np.float32(nan))
 hopeless = [row(nan, nan, nan), row(1.0, nan, 2.0), row(-inf, -inf, -inf), row(1.0, inf, 2.0)]
 
 
-@pytest.mark.parametrize("logits", [*hopeless, np.concatenate([np.zeros(2000, dtype=np.float32), hopeless[1]])])
+@pytest.mark.parametrize("logits", [*hopeless, np.concatenate([np.zeros(2000, dtype=np.float32), hopeless[1]]), LATE])
 @pytest.mark.parametrize(
     "parameters",
     [
