@@ -83,8 +83,8 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="NAME=DIRECTORY[,KEY=VALUE...]",
-        help="this project's server from a checkout, with keys of [llamacpp], or of the model as model.KEY; several can "
-        "be compared (default: this checkout)",
+        help="this project's server from a checkout, with keys of [llamacpp], or of the model as model.KEY; several "
+        "can be compared (default: this checkout)",
     )
     parser.add_argument("--python", default=sys.executable, help="the interpreter of our server and the example's")
     parser.add_argument("--reference", metavar="NAME", help="the server of which the ratios are (default: the first)")
