@@ -6,6 +6,7 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from math import inf
 
 import numpy as np
@@ -18,6 +19,8 @@ _GROWTH = 2  # between neighbouring steps, because small chunks say little about
 _QUANTILE = 0.75  # of the measured prices is assumed: on a noisy machine most steps shall keep the target
 _NUM_MIXED_STEPS = 24
 _NUM_PROMPT_STEPS = 4
+_NUM_CHEAP_STEPS = 4  # in a row, and the machine is believed to be quicker than it was
+_CHEAP = 0.75  # of the assumed price
 _NUM_WIDTH_STEPS = 7
 _WIDTH_LIFETIME = 500
 _LARGEST_TRIAL = 4  # times the widest step that was seen
@@ -31,6 +34,10 @@ class Prices:
 
     per_token: float
     per_context: float = 0.0
+
+    def at(self, context: float) -> float:
+        """Return what one token takes after ``context`` others."""
+        return self.per_token + self.per_context * context
 
     def seconds(self, num_tokens: int, context: int) -> float:
         """Return what a chunk of a prompt takes after ``context`` computed tokens."""
@@ -84,8 +91,14 @@ class StepCosts:
         num_tokens = sum(number for number, _ in prompts)
         context = sum(number * (before + number / 2) for number, before in prompts) / num_tokens
         base = (self.widths.seconds(num_decoded) or 0.0) if num_decoded else 0.0
-        sample = _Sample(num_tokens, context, max(seconds - base, 0.0) / num_tokens)
-        (self._mixed if num_decoded else self._alone).append(sample)
+        price = max(seconds - base, 0.0) / num_tokens
+        sample = _Sample(num_tokens, context, price, is_cheap=price < _CHEAP * self.prices.at(context))
+        recent = self._mixed if num_decoded else self._alone
+        recent.append(sample)
+        if len(recent) > _NUM_CHEAP_STEPS and all(late.is_cheap for late in islice(reversed(recent), _NUM_CHEAP_STEPS)):
+            # High prices of a time when others used the machine would keep chunks small, and small ones count little.
+            for _ in range(len(recent) - _NUM_CHEAP_STEPS):
+                recent.popleft()
         self._prices = None
 
     @property
@@ -176,6 +189,7 @@ class _Sample:
     num_tokens: int
     context: float
     seconds_per_token: float
+    is_cheap: bool = False
 
 
 def _fit(samples: Sequence[_Sample]) -> Prices:

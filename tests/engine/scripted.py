@@ -105,7 +105,7 @@ class Guessing:
             self._num_guessed += 1
             is_wrong = self._wrong_every and self._num_guessed % self._wrong_every == 0
             known = (*known, (likeliest + 1) % NUM_LETTERS if is_wrong else likeliest)
-        return Draft(known[len(tokens) :], chance=1.0)
+        return Draft(known[len(tokens) :], chance=0.99)
 
 
 @dataclass(eq=False, slots=True)
@@ -117,10 +117,12 @@ class ScriptedRunner:
     """A runner with a unified cache: sequences may share cells, and a cell counts once.
 
     What breaks the contract of ``Runner`` is noted in ``violations`` as well as raised, because the engine rightly
-    survives exceptions. ``before_decode`` lets a test raise, or wait, in the middle of a step; ``seconds`` is what a
-    batch costs on ``clock``. Memory that cannot be cut, as recurrent memory, is shared only as a whole; other memory
-    cannot be shared at all. Memory that is not unified copies what is shared. A hook that raises ``NoFreeCells`` makes
-    that the answer of a batch: nothing was computed.
+    survives exceptions. ``before_decode`` lets a test raise, or wait, in the middle of a step; where it raises
+    ``NoFreeCells``, nothing was computed. ``seconds`` is what a batch costs on ``clock``.
+
+    Memory that cannot be cut, as recurrent memory, is shared only as a whole; other memory cannot be shared at all.
+    Memory that is not unified copies what is shared. With a window it says that it could remember everything, as
+    llama.cpp does, and remembers no more than the window.
     """
 
     def __init__(
@@ -136,9 +138,10 @@ class ScriptedRunner:
         num_rows: int = 16,
         can_draw: bool = False,
         is_unified: bool = True,
+        window_len: int = 0,
         vocabulary_size: int = NUM_LETTERS,
     ) -> None:
-        memory = KVMemory(is_unified=is_unified, can_cut=can_cut)
+        memory = KVMemory(is_unified=is_unified, can_cut=can_cut, window_len=window_len, num_kept=sequence_len)
         self.shape = RunnerShape(
             num_sequences, num_cells, sequence_len, batch_size, vocabulary_size, max(num_sequences, num_rows), memory
         )
@@ -154,11 +157,11 @@ class ScriptedRunner:
         self.most_cells = 0
         self._model = model
         self._can_share = can_share
-        self._can_cut = can_cut
         self._can_draw = can_draw
-        self._drawing: set[int] = set()
+        self._drawing: dict[int, DeviceSampling] = {}
         self._drawn: Tokens = np.empty(0, dtype=np.int32)
         self._held: list[list[_Cell]] = [[] for _ in range(num_sequences)]
+        self._lowest = [0] * num_sequences
         self._broken: set[int] = set()
         self._rows: Logits = np.empty((0, vocabulary_size), dtype=np.float32)
         self._thread: int | None = None
@@ -196,6 +199,7 @@ class ScriptedRunner:
             raise
         for chunk in chunks:
             self._held[chunk.sequence_id] += [_Cell(token) for token in chunk.tokens]
+        self._forget_what_is_behind_windows()
         self.most_cells = max(self.most_cells, self.num_cells_used)
         self._demand(self.num_cells_used <= self.shape.num_cells, "the cache is full")
         self.clock.now += self.seconds(chunks)
@@ -206,18 +210,27 @@ class ScriptedRunner:
         ]
         self._rows = np.array(rows, dtype=np.float32).reshape(len(rows), self.shape.vocabulary_size)
         owners = [chunk.sequence_id for chunk in chunks for _ in range(chunk.num_rows)]
-        by_device = np.array([owner in self._drawing for owner in owners], dtype=bool)
-        self._drawn = np.where(by_device, self._rows.argmax(axis=1), -1).astype(np.int32)
-        self._rows[by_device] = np.nan
+        self._drawn = np.array([self._draw(i, owner) for i, owner in enumerate(owners)], dtype=np.int32)
+        self._rows[self._drawn >= 0] = np.nan
         return self._rows
+
+    def _draw(self, row: int, sequence_id: int) -> int:
+        if sequence_id not in self._drawing:
+            return -1
+        logits = self._rows[row].copy()
+        for token, bias in self._drawing[sequence_id].logit_bias.items():
+            logits[token] += bias
+        return int(logits.argmax())
 
     def share_prefix(self, source: int, target: int, length: int) -> bool:
         self._check_thread()
         self._demand(0 < length <= len(self._held[source]), f"sequence {source} does not hold {length} tokens")
         self._demand(source not in self._broken, f"sequence {source} has unknown contents")
-        if not self._can_share or (not self._can_cut and length != len(self._held[source])):
+        if not self._can_share or not self._can_take(source, length):
             self._held[target] = []
+            self._lowest[target] = 0
             return False
+        self._lowest[target] = self._lowest[source]
         shared = self._held[source][:length]
         must_copy = source != target and not self.shape.memory.is_unified
         self._held[target] = [_Cell(cell.token) for cell in shared] if must_copy else shared
@@ -229,15 +242,16 @@ class ScriptedRunner:
         self.before_clear(sequence_id)
         self.num_cleared += 1
         self._held[sequence_id] = []
+        self._lowest[sequence_id] = 0
         self._broken.discard(sequence_id)
 
     def sample_on_device(self, sequence_id: int, sampling: DeviceSampling | None) -> bool:
-        """Draw the likeliest token, whatever is asked for."""
+        """Draw the likeliest token after the bias, whatever else is asked for."""
         self._check_thread()
-        self._drawing.discard(sequence_id)
+        self._drawing.pop(sequence_id, None)
         if sampling is None or not self._can_draw:
             return sampling is None
-        self._drawing.add(sequence_id)
+        self._drawing[sequence_id] = sampling
         return True
 
     def drawn(self) -> Tokens:
@@ -247,6 +261,16 @@ class ScriptedRunner:
     def rest(self) -> None:
         self._check_thread()
         self.on_rest()
+
+    def _can_take(self, source: int, length: int) -> bool:
+        held = len(self._held[source])
+        return self.shape.memory.can_take(length, num_computed=held, lowest=self._lowest[source])
+
+    def _forget_what_is_behind_windows(self) -> None:
+        window_len = self.shape.memory.window_len
+        if window_len:
+            pairs = zip(self._lowest, self._held, strict=True)
+            self._lowest = [max(lowest, len(held) - window_len) for lowest, held in pairs]
 
     def _check_batch(self, chunks: Sequence[Chunk]) -> None:
         ids = [chunk.sequence_id for chunk in chunks]

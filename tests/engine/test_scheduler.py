@@ -358,7 +358,7 @@ def test_the_chunk_follows_a_machine_that_changes() -> None:
     costs.observe(num_decoded=8, prompts=[], seconds=0.066)
     assert learned(Machine(), 1.0, 30, costs=costs) == pytest.approx(116, abs=2)
     assert learned(Machine(per_token=0.016), 1.0, 12, costs=costs) == pytest.approx(58, abs=2)
-    assert learned(Machine(per_token=0.008), 1.0, 24, costs=costs) == pytest.approx(116, abs=2)
+    assert learned(Machine(per_token=0.008), 1.0, 6, costs=costs) == pytest.approx(116, abs=2)
 
 
 def test_a_few_strays_do_not_matter() -> None:
