@@ -197,9 +197,9 @@ class ScriptedRunner:
                 self._broken.add(chunk.sequence_id)
                 self._held[chunk.sequence_id] += [_Cell(-1) for _ in chunk.tokens]
             raise
+        self._forget_what_is_behind_windows()
         for chunk in chunks:
             self._held[chunk.sequence_id] += [_Cell(token) for token in chunk.tokens]
-        self._forget_what_is_behind_windows()
         self.most_cells = max(self.most_cells, self.num_cells_used)
         self._demand(self.num_cells_used <= self.shape.num_cells, "the cache is full")
         self.clock.now += self.seconds(chunks)

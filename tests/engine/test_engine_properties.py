@@ -188,6 +188,13 @@ def _quiet(caplog: pytest.LogCaptureFixture) -> None:
 @settings(deadline=None, max_examples=250, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(history=histories, setting=runs)
 @example([Arrive((1,), 1, 1, is_greedy=True)], Setting(3, 4))
+@example(
+    [
+        Arrive((1, 1, 2, 2, 1, 2, 2, 1, 2, 1, 2, 1, 2, 1, 2), length, n, is_greedy=False)
+        for length, n in ((4, 2), (11, 1))
+    ],
+    Setting(3, 7, memory="window", drafter="right"),
+)
 def test_everything_ends_and_is_right(history: list[Event], setting: Setting) -> None:
     bench = setting.bench()
     story = Story(bench)
