@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 _LEAST_ROWS = 16
 
@@ -37,6 +38,10 @@ class KVMemory:
         if not self.window_len:
             return 0
         return max(lowest, num_computed - max(self.num_kept, self.window_len))
+
+    def lowest_saved(self, lowest: int, num_computed: int) -> int:
+        """First position that is remembered in a saved copy of a sequence: the window before its last token."""
+        return max(lowest, num_computed - 1 - self.window_len) if self.window_len else 0
 
     def can_take(self, length: int, *, num_computed: int, lowest: int) -> bool:
         """Whether the first ``length`` tokens of a sequence can be had without what follows them."""
@@ -87,6 +92,15 @@ class Chunk:
     start: int
     tokens: Sequence[int]
     num_rows: int
+
+
+class State(Protocol):
+    """What a runner has saved of a sequence, in main memory, which is given back with the last reference to it."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes that it takes."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,6 +50,7 @@ class EngineOptions:
         least_wait: tokens of another request's prompt, being computed, that are worth waiting for.
         new_drafter: makes what guesses ahead for a sequence; ``None`` for no speculation.
         device_sampling: whether the device draws the tokens of requests that allow it.
+        saved_bytes: main memory for prompts of finished requests whose cells others need; 0 to forget them.
 
     """
 
@@ -60,6 +61,7 @@ class EngineOptions:
     least_wait: int = 32
     new_drafter: Callable[[], Drafter] | None = None
     device_sampling: bool = False
+    saved_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,8 @@ class EngineStatus:
     num_running: int
     num_waiting: int
     num_reserved_cells: int
+    num_saved: int = 0
+    num_saved_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +119,13 @@ class Engine:
         self._deliver = deliver
         self._on_end = on_end
         self._clock = clock
-        self._cells = KVCells(runner, options.public_prefixes, options.least_wait, isolates_keys=options.isolates_keys)
+        self._cells = KVCells(
+            runner,
+            options.public_prefixes,
+            options.least_wait,
+            isolates_keys=options.isolates_keys,
+            most_saved_bytes=options.saved_bytes,
+        )
         self._costs = StepCosts()
         self._shares = Shares()
         self._target = options.inter_token_target
@@ -154,7 +164,10 @@ class Engine:
     @property
     def status(self) -> EngineStatus:
         """How busy the engine is."""
-        return EngineStatus(len(self._running), len(self._waiting), self._cells.num_reserved)
+        cells = self._cells
+        return EngineStatus(
+            len(self._running), len(self._waiting), cells.num_reserved, cells.num_saved, cells.num_saved_bytes
+        )
 
     def submit(self, request: GenerationRequest) -> int:
         """Queue a request and return its generation id; events follow through ``deliver``.
@@ -196,6 +209,7 @@ class Engine:
         if self._is_closing:
             return  # what still runs is failed, not computed any further
         self._admit()
+        self._cells.clear_away()
         chunks = self._schedule()
         if chunks:
             self._compute(chunks)
@@ -217,6 +231,7 @@ class Engine:
             _log.exception("The engine failed; its requests are answered with an error.")
         finally:
             self._bury(_UNLOADED if self._is_closing else _STOPPED)
+            self._cells.close()
             self._on_end()
 
     def _bury(self, error: LlmspellError) -> None:

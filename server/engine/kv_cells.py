@@ -1,8 +1,9 @@
-"""Which running sequence has which KV cells: the only one who has the runner copy, cut and clear them.
+"""Which running sequence has which KV cells: the only one who has the runner copy, cut, clear, save and restore them.
 
 A sequence reserves at admission what it may come to need, so that it can always finish. Cells that it shares with
 another running sequence count once. What is left of the cache holds prefixes of finished sequences, which make room
-when a reservation needs it.
+when a reservation needs it. Those that nobody else has are saved in main memory then, up to a number of bytes, and
+brought back for a prompt that goes on with them.
 """
 
 from __future__ import annotations
@@ -10,11 +11,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence as Several
 
-from server.engine.prefix_cache import Claim, PrefixCache, Wait
-from server.engine.runner import Runner, Tokens
+from server.engine.prefix_cache import Claim, Held, PrefixCache, SequenceState, Wait
+from server.engine.runner import Runner, State, Tokens
 from server.engine.sequence import Sequence
 
 _MOST_WAITS = 3
+_MOST_SAVED = 256
+_LEAST_SAVED = 64
+"""Tokens that nobody else has: fewer are computed again sooner than they are worth their bytes."""
+_PATIENCE = 64
+"""Steps that a finished sequence stays in place while others decode: a conversation that goes on at once finds it."""
 
 _log = logging.getLogger(__name__)
 
@@ -22,7 +28,15 @@ _log = logging.getLogger(__name__)
 class KVCells:
     """The cells of one runner. Only the engine's thread calls it."""
 
-    def __init__(self, runner: Runner, public: Several[Tokens], least_wait: int, *, isolates_keys: bool) -> None:
+    def __init__(
+        self,
+        runner: Runner,
+        public: Several[Tokens],
+        least_wait: int,
+        *,
+        isolates_keys: bool,
+        most_saved_bytes: int = 0,
+    ) -> None:
         """Start with empty cells.
 
         Args:
@@ -30,21 +44,43 @@ class KVCells:
             public: token prefixes that all keys share.
             least_wait: tokens that waiting for another sequence's prefix must save.
             isolates_keys: share nothing else between keys; requests without a key count as of one.
+            most_saved_bytes: main memory that saved prefixes may take.
 
         """
         self._runner = runner
         self._isolates_keys = isolates_keys
         self._num_cells = runner.shape.num_cells
+        self._most_saved_bytes = most_saved_bytes
+        # cells that belong to one sequence each are in nobody's way
+        self._moves = most_saved_bytes > 0 and runner.shape.memory.is_unified
         self._prefixes = PrefixCache(
-            runner.shape.num_sequences, runner.shape.memory, public=public, least_wait=least_wait
+            runner.shape.num_sequences,
+            runner.shape.memory,
+            public=public,
+            least_wait=least_wait,
+            most_saved=_MOST_SAVED if most_saved_bytes else 0,
         )
         self._placed: dict[int, Sequence] = {}
         self._num_reserved = 0
+        self._states: dict[int, State] = {}
+        self._num_saved_bytes = 0
+        self._finished: dict[int, int] = {}  # by sequence, in which step; who finished first comes first
+        self._num_steps = 0
 
     @property
     def num_reserved(self) -> int:
         """Cells that the running sequences have or may come to need; any thread may ask."""
         return self._num_reserved
+
+    @property
+    def num_saved(self) -> int:
+        """Prefixes that are in main memory; any thread may ask."""
+        return len(self._states)
+
+    @property
+    def num_saved_bytes(self) -> int:
+        """Bytes that these take; any thread may ask."""
+        return self._num_saved_bytes
 
     def place(self, sequence: Sequence) -> bool:
         """Give a sequence its cells, with as much of its prompt in them as there is.
@@ -69,10 +105,13 @@ class KVCells:
         if not isinstance(claim, Claim):
             return False
         self._placed[claim.sequence_id] = sequence
+        self._finished.pop(claim.sequence_id, None)
         sequence.sequence_id = claim.sequence_id
         sequence.num_computed = claim.length
+        if claim.displaced is not None:
+            self._save(claim.displaced, spared=claim.source)
         # before anything is evicted, which may be the source
-        if not claim.length or not self._share(claim):
+        if not claim.length or not self._bring(claim):
             self.forget(sequence)
         self._reserve()
         if self._num_reserved > self._num_cells:  # it was let in for what it would share, and cannot
@@ -109,14 +148,48 @@ class KVCells:
         self.cut(sequence, min(sequence.num_computed, len(sequence.tokens)))  # a draft that nobody will verify
         del self._placed[sequence.sequence_id]
         self._prefixes.release(sequence.sequence_id, sequence.computed_tokens())
+        self._finished[sequence.sequence_id] = self._num_steps
         self._reserve()
 
-    def evict(self) -> bool:
-        """Give up the finished sequence that is the least loss; ``False`` if there is none."""
-        sequence_id = self._prefixes.evict()
-        if sequence_id is not None:
+    def evict(self, *, spared: int | None = None) -> bool:
+        """Give up the finished sequence that is the least loss; ``False`` if there is none.
+
+        ``spared`` is a saved prefix that must not be forgotten for it.
+        """
+        held = self._prefixes.evict()
+        if held is None:
+            return False
+        self._finished.pop(held.sequence_id, None)
+        self._save(held, spared=spared)
+        self._runner.clear(held.sequence_id)
+        return True
+
+    def clear_away(self) -> None:
+        """Before a step: if something decodes, move one sequence that was finished long ago to main memory.
+
+        Attention passes over all cells up to the last one that is used, whosever they are.
+        """
+        if not self._moves or not any(sequence.is_decoding for sequence in self._placed.values()):
+            return
+        self._num_steps += 1
+        sequence_id = next(iter(self._finished), None)
+        if sequence_id is None or self._num_steps - self._finished[sequence_id] < _PATIENCE:
+            return
+        del self._finished[sequence_id]
+        if self._prefixes.state(sequence_id) is not SequenceState.IDLE:
+            return
+        if not self._can_move(sequence_id):
+            self._finished[sequence_id] = self._num_steps  # later, perhaps
+            return
+        held = self._prefixes.evict(sequence_id)
+        if held is not None:
+            self._save(held)
             self._runner.clear(sequence_id)
-        return sequence_id is not None
+
+    def close(self) -> None:
+        """Give back the main memory of what was saved; nothing else may be called any more."""
+        self._num_saved_bytes = 0
+        self._states.clear()
 
     def _wait(self, sequence: Sequence, wait: Wait) -> None:
         """Have a sequence wait; those before count only if they have brought nothing."""
@@ -128,7 +201,11 @@ class KVCells:
     def _is_waiting(self, sequence: Sequence) -> bool:
         return sequence.wait is not None and not self._prefixes.is_over(sequence.wait)
 
-    def _share(self, claim: Claim) -> bool:
+    def _bring(self, claim: Claim) -> bool:
+        """Have the cells of a claimed sequence hold what was found for it."""
+        state = self._states.get(claim.source)
+        if state is not None:
+            return self._restore(claim, state)
         if self._runner.share_prefix(claim.source, claim.sequence_id, claim.length):
             return True
         if self._runner.shape.memory.window_len:
@@ -137,6 +214,62 @@ class KVCells:
         _log.warning("The model's memory cannot share prefixes as expected; prompts are computed whole from now on.")
         self._prefixes.stop()
         return False
+
+    def _restore(self, claim: Claim, state: State) -> bool:
+        """Bring back what was saved, and cut it: first all of it has to find room."""
+        target, source = claim.sequence_id, claim.source
+        excess = self._prefixes.num_tokens(source) - claim.length
+        while self._prefixes.num_cells + excess > self._num_cells:
+            if not self.evict(spared=source):
+                return False
+        self._runner.clear(target)
+        is_whole = self._runner.restore(target, state)
+        if is_whole and (not excess or self._runner.share_prefix(target, target, claim.length)):
+            return True
+        _log.warning("A prompt that was saved in main memory could not be brought back; it is computed again.")
+        self._drop(source)
+        return False
+
+    def _save(self, held: Held, *, spared: int | None = None) -> None:
+        """Keep a copy of what a sequence has to give up, if it is worth that."""
+        if held.num_lost < _LEAST_SAVED:
+            return
+        for saved in self._prefixes.outdated(held):
+            if saved != spared:
+                self._drop(saved)
+        if not self._find_bytes(held, spared=spared):
+            return
+        state = self._runner.save(held.sequence_id)
+        saved_as = None if state is None else self._prefixes.save(held)
+        if state is not None and saved_as is not None:
+            self._states[saved_as] = state
+            self._num_saved_bytes += state.num_bytes
+
+    def _find_bytes(self, held: Held, *, spared: int | None = None) -> bool:
+        """Forget what is less of a loss than this, until it could be saved; ``False`` if that does not suffice."""
+        num_bytes = self._runner.num_state_bytes(held.sequence_id) if self._most_saved_bytes else 0
+        if not 0 < num_bytes <= self._most_saved_bytes:
+            return False
+        while self._num_saved_bytes + num_bytes > self._most_saved_bytes or len(self._states) == _MOST_SAVED:
+            saved = self._prefixes.forget_least(below=held.loss, spared=spared)
+            if saved is None:
+                return False
+            self._give_back(saved)
+        return True
+
+    def _can_move(self, sequence_id: int) -> bool:
+        """Whether moving a finished sequence away frees cells, and loses nothing that is worth saving."""
+        if self._prefixes.num_own_cells(sequence_id) < _LEAST_SAVED:
+            return False
+        held = self._prefixes.held(sequence_id)
+        return held.num_lost < _LEAST_SAVED or self._find_bytes(held)
+
+    def _drop(self, saved: int) -> None:
+        self._prefixes.forget(saved)
+        self._give_back(saved)
+
+    def _give_back(self, saved: int) -> None:
+        self._num_saved_bytes -= self._states.pop(saved).num_bytes
 
     def _reserve(self) -> None:
         # computing moves cells from one of these to the other, so only who comes and goes changes the sum

@@ -2,6 +2,8 @@
 
 Nothing here touches KV memory. ``PrefixCache`` decides; the engine acts on the runner and reports back. A sequence
 is free (empty), in use by a generation, or idle: finished, with its tokens kept until its cells or itself are needed.
+What an idle sequence holds can also be saved outside of the cells. A saved prefix is found as that of an idle sequence
+is, under the same key, but it can only be a source: it is brought back into the sequence that goes on with it.
 
 Whoever waits holds no sequence and is not registered anywhere. It waits for a sequence in use, which computes its
 prompt or is released; either ends the wait, and the claim is made again. So waits cannot form a circle, a waiter that
@@ -15,6 +17,7 @@ from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from itertools import count
+from math import inf
 
 import numpy as np
 
@@ -39,12 +42,38 @@ class Claim:
     """A sequence to compute a prompt in, and where its first ``length`` tokens are.
 
     ``source`` is another sequence to copy them from, or ``sequence_id`` itself: to be cut back to ``length`` tokens
-    (emptied, if that is 0), and then computed further.
+    (emptied, if that is 0), and then computed further. Or it is a saved prefix, to be brought back and cut.
+    ``displaced`` is what the sequence has held so far, if that is not all kept: its last chance to be saved.
     """
 
     sequence_id: int
     source: int
     length: int
+    displaced: Held | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What a sequence holds that will not be found there any more.
+
+    Attributes:
+        sequence_id: the sequence; its cells are as they were until somebody acts on them.
+        tokens: what is in them.
+        lowest: position of the first one that is remembered.
+        key: whose they are.
+        last_used: when, as ``PrefixCache`` counts.
+        num_lost: tokens that nobody else has, in cells or saved.
+        loss: that, the less the older.
+
+    """
+
+    sequence_id: int
+    tokens: Tokens
+    lowest: int
+    key: Hashable
+    last_used: int
+    num_lost: int
+    loss: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +91,10 @@ class Wait:
 
 @dataclass(eq=False, slots=True)
 class _Slot:
-    """A sequence. In use, ``tokens`` is its prompt, computed or not; idle, what it holds."""
+    """A sequence, or a place for a saved prefix, which is never in use.
+
+    In use, ``tokens`` is its prompt, computed or not; otherwise, what it holds.
+    """
 
     sequence_id: int
     tokens: Tokens = field(default_factory=lambda: _NO_TOKENS)
@@ -82,10 +114,15 @@ class _Slot:
 
 @dataclass(slots=True)
 class _Found:
-    """The longest prefix that is there, and the longest that will be: of which slot, and when it can be taken."""
+    """The longest prefix that is there, and the longest that will be: of which slot, and when it can be taken.
+
+    One that is saved is only noted where it is longer by enough to be worth bringing back.
+    """
 
     source: _Slot | None = None
     length: int = 0
+    saved: _Slot | None = None
+    num_saved: int = 0
     computing: _Slot | None = None
     promised: int = 0
     awaited: int = 0
@@ -99,16 +136,27 @@ class PrefixCache:
         memory: what the runner's memory can do.
         public: token prefixes that the operator declares public: shared whatever the keys, once computed whole.
         least_wait: tokens that a wait must save; what all prompts begin with is not worth a step's delay.
+        most_saved: prefixes that can be saved at once, numbered from ``num_sequences``.
+        least_restored: tokens that bringing back a saved prefix must save.
 
     """
 
     def __init__(
-        self, num_sequences: int, memory: KVMemory, *, public: Sequence[Tokens] = (), least_wait: int = 32
+        self,
+        num_sequences: int,
+        memory: KVMemory,
+        *,
+        public: Sequence[Tokens] = (),
+        least_wait: int = 32,
+        most_saved: int = 0,
+        least_restored: int = 32,
     ) -> None:
         self._memory = memory
         self._public = _PublicPrefixes(public)
         self._least_wait = max(least_wait, 1)
-        self._slots = [_Slot(sequence_id) for sequence_id in range(num_sequences)]
+        self._least_restored = max(least_restored, 1)
+        self._slots = [_Slot(slot_id) for slot_id in range(num_sequences + most_saved)]
+        self._sequences, self._saved = self._slots[:num_sequences], self._slots[num_sequences:]
         self._cells = _Cells(num_sequences, is_unified=memory.is_unified)
         self._trees: dict[Hashable, RadixTree] = {}
         self._uses = count(1)
@@ -118,16 +166,33 @@ class PrefixCache:
     @property
     def num_cells(self) -> int:
         """Cells that are occupied; those that sequences share count once."""
-        return self._cells.count(range(len(self._slots)))
+        return self._cells.count(range(len(self._sequences)))
 
     @property
     def num_running_cells(self) -> int:
         """Cells that sequences in use occupy, shared ones counted once; the others are had by evicting."""
-        return self._cells.count([slot.sequence_id for slot in self._slots if slot.in_use])
+        return self._cells.count([slot.sequence_id for slot in self._sequences if slot.in_use])
+
+    @property
+    def num_saved(self) -> int:
+        """Prefixes that are saved."""
+        return sum(slot.num_computed > 0 for slot in self._saved)
+
+    def num_tokens(self, number: int) -> int:
+        """Tokens that a sequence holds, or a saved prefix."""
+        return self._slots[number].num_computed
+
+    def num_own_cells(self, sequence_id: int) -> int:
+        """Cells of a sequence that no other one has, too."""
+        return self._cells.num_own(sequence_id)
+
+    def held(self, sequence_id: int) -> Held:
+        """Return what would be lost by evicting an idle sequence."""
+        return self._held(self._sequences[sequence_id])
 
     def state(self, sequence_id: int) -> SequenceState:
         """What a sequence is doing."""
-        slot = self._slots[sequence_id]
+        slot = self._sequences[sequence_id]
         if slot.in_use:
             return SequenceState.IN_USE
         return SequenceState.IDLE if slot.num_computed else SequenceState.FREE
@@ -156,23 +221,29 @@ class PrefixCache:
             again when ``is_over``. ``None``: all sequences are in use, or there is not that much room.
 
         """
-        available = [slot for slot in self._slots if not slot.in_use]
+        available = [slot for slot in self._sequences if not slot.in_use]
         if not available:
             return None
         found = self._search(prompt[:-1], key)
-        if can_wait and found.computing is not None and found.promised - found.length >= self._least_wait:
-            return Wait(found.computing.sequence_id, found.awaited, found.computing.number, found.length)
+        length = found.num_saved or found.length
+        if can_wait and found.computing is not None and found.promised - length >= self._least_wait:
+            return Wait(found.computing.sequence_id, found.awaited, found.computing.number, length)
         if room is not None and num_reserved - self._num_in_use(found) > room:
             return None
         target = self._choose_target(available, found)
-        source = found.source or target
+        source = found.saved or found.source or target
+        displaced = self._displaced(target, length if source is target else 0)
         self._unindex(target)
-        self._cells.share(source.sequence_id, target.sequence_id, found.length)
-        target.lowest = source.lowest if found.length else 0
+        if found.saved is None:
+            self._cells.share(source.sequence_id, target.sequence_id, length)
+        else:
+            source.last_used = next(self._uses)
+            self._cells.replace(target.sequence_id, length)
+        target.lowest = source.lowest if length else 0
         target.in_use, target.number = True, self._use(target)
         self._index(target, prompt, key)
-        target.num_computed = found.length
-        return Claim(target.sequence_id, source.sequence_id, found.length)
+        target.num_computed = length
+        return Claim(target.sequence_id, source.sequence_id, length, displaced)
 
     def is_over(self, wait: Wait) -> bool:
         """Whether what was waited for is there, or will not come."""
@@ -202,17 +273,67 @@ class PrefixCache:
         slot.in_use, slot.number = False, 0
         self._index(slot, tokens, slot.key)
 
-    def evict(self) -> int | None:
-        """Forget the idle sequence that is the least loss and return its id; ``None`` if there is none.
+    def evict(self, sequence_id: int | None = None) -> Held | None:
+        """Forget an idle sequence and return what it holds; ``None`` if there is none.
 
-        The loss is the number of tokens that no other sequence has, divided by the time since the last use.
+        Unless it is named, it is the one whose loss is the least: the number of tokens that nobody else has, divided by
+        the time since the last use.
         """
-        idle = [slot for slot in self._slots if not slot.in_use and slot.num_computed]
+        wanted = self._sequences if sequence_id is None else [self._sequences[sequence_id]]
+        idle = [slot for slot in wanted if not slot.in_use and slot.num_computed]
         if not idle:
             return None
-        slot = min(idle, key=lambda candidate: (self._loss(candidate, 0), candidate.last_used))
+        slot = self._least(idle)
+        held = self._held(slot)
         self._unindex(slot)
         self._hold(slot, 0)
+        return held
+
+    def save(self, held: Held) -> int | None:
+        """Note that what a sequence held is saved, and return the number of the copy; ``None`` if there is no place."""
+        slot = next((slot for slot in self._saved if not slot.num_computed), None)
+        if slot is None or self._is_stopped:
+            return None
+        slot.num_computed, slot.last_used = len(held.tokens), held.last_used
+        slot.lowest = self._memory.lowest_saved(held.lowest, slot.num_computed)
+        self._index(slot, held.tokens, held.key)
+        return slot.sequence_id
+
+    def outdated(self, held: Held) -> list[int]:
+        """Return the saved prefixes that are of no more use when this is saved: it can be cut back to each of them."""
+        tree = self._trees.get(held.key)
+        if tree is None:
+            return []
+        num_held = len(held.tokens)
+        lowest = self._memory.lowest_saved(held.lowest, num_held)
+        return [
+            entry
+            for length, entries in tree.match(held.tokens)
+            for entry in sorted(entries)
+            if entry >= len(self._sequences)
+            and (self._slots[entry].num_computed, self._slots[entry].key) == (length, held.key)
+            and self._memory.can_take(length, num_computed=num_held, lowest=lowest)
+        ]
+
+    def forget(self, saved: int) -> None:
+        """Forget a saved prefix."""
+        slot = self._slots[saved]
+        self._unindex(slot)
+        slot.num_computed = slot.lowest = 0
+
+    def forget_least(self, *, below: float = inf, spared: int | None = None) -> int | None:
+        """Forget the saved prefix whose loss is the least, and return its number.
+
+        Args:
+            below: how great the loss may be; ``None`` is returned if it is not less.
+            spared: one that is needed right now.
+
+        """
+        saved = [slot for slot in self._saved if slot.num_computed and slot.sequence_id != spared]
+        slot = self._least(saved) if saved else None
+        if slot is None or self._loss(slot, 0) >= below:
+            return None
+        self.forget(slot.sequence_id)
         return slot.sequence_id
 
     def shrink(self, sequence_id: int) -> None:
@@ -225,7 +346,7 @@ class PrefixCache:
         self._is_stopped = True
 
     def _in_use(self, sequence_id: int) -> _Slot:
-        slot = self._slots[sequence_id]
+        slot = self._sequences[sequence_id]
         if not slot.in_use:
             raise ValueError(f"Sequence {sequence_id} is not in use.")
         return slot
@@ -269,6 +390,8 @@ class PrefixCache:
             self._consider_present(found, slot, min(length, num_visible))
             if slot.in_use and length > num_visible:
                 self._consider_promise(found, slot, length, is_foreign=is_foreign)
+        if found.num_saved - found.length < self._least_restored:
+            found.saved, found.num_saved = None, 0
         return found
 
     def _agreements(self, wanted: Tokens, key: Hashable, found: _Found) -> Iterator[tuple[_Slot, int]]:
@@ -285,7 +408,10 @@ class PrefixCache:
     def _consider_present(self, found: _Found, slot: _Slot, length: int) -> None:
         if not length or not self._memory.can_take(length, num_computed=slot.num_computed, lowest=slot.lowest):
             return
-        if found.source is None or _worth(slot, length) > _worth(found.source, found.length):
+        if slot.sequence_id >= len(self._sequences):
+            if found.saved is None or _worth(slot, length) > _worth(found.saved, found.num_saved):
+                found.saved, found.num_saved = slot, length
+        elif found.source is None or _worth(slot, length) > _worth(found.source, found.length):
             found.source, found.length = slot, length
 
     def _consider_promise(self, found: _Found, slot: _Slot, length: int, *, is_foreign: bool) -> None:
@@ -299,14 +425,14 @@ class PrefixCache:
 
     def _num_in_use(self, found: _Found) -> int:
         """Cells of what was found that sequences in use have anyway."""
-        if found.source is None:
+        if found.source is None or found.saved is not None:
             return 0
-        in_use = [slot.sequence_id for slot in self._slots if slot.in_use]
+        in_use = [slot.sequence_id for slot in self._sequences if slot.in_use]
         return min(found.length, self._cells.num_shared(found.source.sequence_id, in_use))
 
     def _choose_target(self, available: list[_Slot], found: _Found) -> _Slot:
         """Continue an idle sequence where it ends; else take an empty one, or the one whose loss is the least."""
-        source = found.source
+        source = None if found.saved is not None else found.source
         if source is not None and _continues(source, found.length):
             return source
 
@@ -316,15 +442,35 @@ class PrefixCache:
 
         return min(available, key=cost)
 
+    def _least(self, slots: Sequence[_Slot]) -> _Slot:
+        return min(slots, key=lambda slot: (self._loss(slot, 0), slot.last_used))
+
     def _loss(self, slot: _Slot, kept: int) -> float:
         """What cutting an idle slot back to ``kept`` tokens costs: tokens that nobody else has, the less the older."""
+        return self._num_lost(slot, kept) / (self._now - slot.last_used + 1)
+
+    def _num_lost(self, slot: _Slot, kept: int) -> int:
         if not slot.num_computed:
-            return 0.0
+            return 0
         num_unshared = self._trees[slot.key].num_unshared(slot.sequence_id)
         if slot.public_lens:  # others may have the public part, under other keys
             num_public_shared = slot.public_lens[-1] - self._trees[_EVERYBODY].num_unshared(slot.sequence_id)
             num_unshared = min(num_unshared, slot.num_computed - num_public_shared)
-        return min(num_unshared, slot.num_computed - kept) / (self._now - slot.last_used + 1)
+        return min(num_unshared, slot.num_computed - kept)
+
+    def _displaced(self, target: _Slot, kept: int) -> Held | None:
+        return self._held(target, kept) if target.num_computed > kept else None
+
+    def _held(self, slot: _Slot, kept: int = 0) -> Held:
+        return Held(
+            slot.sequence_id,
+            slot.tokens,
+            slot.lowest,
+            slot.key,
+            slot.last_used,
+            self._num_lost(slot, kept),
+            self._loss(slot, kept),
+        )
 
 
 class _PublicPrefixes:
@@ -375,6 +521,11 @@ class _Cells:
             shared[source], shared[target] = length, 0
             self._shared[target] = self._shared[:, target] = shared
 
+    def replace(self, sequence_id: int, length: int) -> None:
+        """Give a sequence cells of its own instead of those that it has."""
+        self.resize(sequence_id, 0)
+        self.resize(sequence_id, length)
+
     def num_shared(self, sequence_id: int, others: Sequence[int]) -> int:
         """Count the cells that a sequence has in common with one of the others, of which it may be one itself."""
         if not self._is_unified or not others:
@@ -382,6 +533,10 @@ class _Cells:
         if sequence_id in others:
             return int(self._held[sequence_id])
         return int(self._shared[sequence_id, np.array(others)].max())
+
+    def num_own(self, sequence_id: int) -> int:
+        """Count the cells that only this sequence has."""
+        return int(self._held[sequence_id] - self._shared[sequence_id].max())
 
     def count(self, sequence_ids: Sequence[int]) -> int:
         """Count the cells of some sequences, each once."""

@@ -8,9 +8,9 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from server.core.batch import Chunk, DeviceSampling, KVMemory, RunnerShape
+from server.core.batch import Chunk, DeviceSampling, KVMemory, RunnerShape, State
 
-__all__ = ["Chunk", "DeviceSampling", "KVMemory", "Logits", "Runner", "RunnerShape", "Tokens", "Vocabulary"]
+__all__ = ["Chunk", "DeviceSampling", "KVMemory", "Logits", "Runner", "RunnerShape", "State", "Tokens", "Vocabulary"]
 
 Logits = npt.NDArray[np.float32]
 Tokens = npt.NDArray[np.int32]
@@ -75,6 +75,23 @@ class Runner(Protocol):
 
     def clear(self, sequence_id: int) -> None:
         """Drop all tokens of a sequence."""
+        ...
+
+    def num_state_bytes(self, sequence_id: int) -> int:
+        """Return what ``save`` would take now; 0 if it cannot."""
+        ...
+
+    def save(self, sequence_id: int) -> State | None:
+        """Copy what a sequence holds into main memory; ``None`` if that is impossible."""
+        ...
+
+    def restore(self, sequence_id: int, state: State) -> bool:
+        """Fill an empty sequence with what was saved of any.
+
+        Returns:
+            False if it cannot, for want of cells, say; the sequence is empty again.
+
+        """
         ...
 
     def rest(self) -> None:

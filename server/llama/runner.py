@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 from collections.abc import Sequence
 from typing import Any
 from weakref import WeakSet
@@ -11,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from llama_cpp import llama_cpp
 
-from server.core.batch import Chunk, DeviceSampling, KVMemory, RunnerShape
+from server.core.batch import Chunk, DeviceSampling, KVMemory, RunnerShape, State
 from server.core.errors import BackendError, ModelLoadingFailed, NoFreeCells
 from server.llama import library
 from server.llama.device_sampling import DeviceSamplers
@@ -38,6 +39,26 @@ _DECODE_FAILURES = {
 
 _contexts: WeakSet[LlamaRunner] = WeakSet()
 """Those that are open."""
+
+
+class SavedSequence:
+    """What llama.cpp has written of a sequence, in pages of its own: they go back to the system at once."""
+
+    def __init__(self, num_bytes: int, num_tokens: int) -> None:
+        """Take the memory.
+
+        Raises:
+            OSError: there is none.
+
+        """
+        self._pages = mmap.mmap(-1, num_bytes)
+        self.num_bytes = num_bytes
+        self.num_tokens = num_tokens
+
+    @property
+    def bytes(self) -> Any:  # noqa: ANN401 -- ctypes types
+        """The memory, for native code."""
+        return (ctypes.c_uint8 * self.num_bytes).from_buffer(self._pages)
 
 
 class LlamaRunner:
@@ -97,6 +118,8 @@ class LlamaRunner:
         )
         self._batch = _Batch(batch_size)
         self._num_rows = 0
+        # source and target of copies between separate caches, which llama.cpp puts off until the next decode
+        self._copying: set[tuple[int, int]] = set()
 
     @property
     def shape(self) -> RunnerShape:
@@ -128,6 +151,7 @@ class LlamaRunner:
             self._samplers.prepare(self._context, chunks)
         native, num_rows = self._batch.fill(chunks)
         status = llama_cpp.llama_decode(self._context, native)
+        self._copying.clear()
         if status == _NO_SLOT:
             raise NoFreeCells(f"llama.cpp has no free KV cells for a batch of {native.n_tokens} tokens.")
         if status != 0:
@@ -170,6 +194,8 @@ class LlamaRunner:
             # between separate caches llama.cpp copies whole sequences only, and asserts that no part is asked for
             begin, end = (0, length) if self._shape.memory.is_unified else (_FROM_THE_BEGINNING, _TO_THE_END)
             llama_cpp.llama_memory_seq_cp(self._memory, source, target, begin, end)
+            if not self._shape.memory.is_unified:
+                self._copying.add((source, target))
         if llama_cpp.llama_memory_seq_rm(self._memory, target, length, _TO_THE_END):
             return True
         self.clear(target)
@@ -178,6 +204,36 @@ class LlamaRunner:
     def clear(self, sequence_id: int) -> None:
         """Drop all tokens of a sequence."""
         llama_cpp.llama_memory_seq_rm(self._memory, sequence_id, 0, _TO_THE_END)
+
+    def num_state_bytes(self, sequence_id: int) -> int:
+        """Return what ``save`` would take now; 0 if it cannot."""
+        if any(sequence_id == target for _, target in self._copying):
+            return 0
+        return int(llama_cpp.llama_state_seq_get_size(self._context, sequence_id))
+
+    def save(self, sequence_id: int) -> SavedSequence | None:
+        """Copy what a sequence holds into main memory; of a sliding window what it sees from the end on."""
+        num_bytes = self.num_state_bytes(sequence_id)
+        num_tokens = llama_cpp.llama_memory_seq_pos_max(self._memory, sequence_id) + 1
+        if num_bytes == 0 or num_tokens == 0:
+            return None
+        try:
+            state = SavedSequence(num_bytes, num_tokens)
+        except (OSError, OverflowError, ValueError):
+            return None
+        written = llama_cpp.llama_state_seq_get_data(self._context, state.bytes, num_bytes, sequence_id)
+        return state if written == num_bytes else None
+
+    def restore(self, sequence_id: int, state: State) -> bool:
+        """Fill an empty sequence with what was saved of any; ``False`` if it cannot, and then it is empty again."""
+        is_copying = any(sequence_id in pair for pair in self._copying)
+        if isinstance(state, SavedSequence) and not is_copying:
+            read = llama_cpp.llama_state_seq_set_data(self._context, state.bytes, state.num_bytes, sequence_id)
+            held = llama_cpp.llama_memory_seq_pos_max(self._memory, sequence_id) + 1
+            if read == state.num_bytes and self._can_take(sequence_id, state.num_tokens, held):
+                return True
+        self.clear(sequence_id)
+        return False
 
     def rest(self) -> None:
         """End the threads that wait for this one's next computation, if there are other contexts to be slowed down.

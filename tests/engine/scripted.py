@@ -14,7 +14,7 @@ from server.core.events import ChoiceFinished, Event, Failed, Finished, FinishRe
 from server.core.request import SamplingParameters
 from server.engine.drafting import Draft, Drafter
 from server.engine.engine import Delivery, Engine, EngineOptions
-from server.engine.runner import Chunk, DeviceSampling, KVMemory, Logits, RunnerShape, Tokens
+from server.engine.runner import Chunk, DeviceSampling, KVMemory, Logits, RunnerShape, State, Tokens
 from server.engine.sequence import GenerationRequest
 
 END = 0
@@ -113,6 +113,15 @@ class _Cell:
     token: int
 
 
+@dataclass(frozen=True, slots=True)
+class SavedCells:
+    """What a scripted runner has saved: the tokens, of which each takes as many bytes as the runner says."""
+
+    tokens: tuple[int, ...]
+    num_bytes: int
+    lowest: int
+
+
 class ScriptedRunner:
     """A runner with a unified cache: sequences may share cells, and a cell counts once.
 
@@ -122,7 +131,8 @@ class ScriptedRunner:
 
     Memory that cannot be cut, as recurrent memory, is shared only as a whole; other memory cannot be shared at all.
     Memory that is not unified copies what is shared. With a window it says that it could remember everything, as
-    llama.cpp does, and remembers no more than the window.
+    llama.cpp does, and remembers no more than the window. ``saves`` and ``restores`` tell whether that is
+    possible.
     """
 
     def __init__(
@@ -155,6 +165,10 @@ class ScriptedRunner:
         self.on_rest: Callable[[], None] = lambda: None
         self.seconds: Callable[[Sequence[Chunk]], float] = lambda _: 0.0
         self.most_cells = 0
+        self.token_bytes = 10
+        self.saves = True
+        self.restores = True
+        self.num_saved = self.num_restored = 0
         self._model = model
         self._can_share = can_share
         self._can_draw = can_draw
@@ -244,6 +258,33 @@ class ScriptedRunner:
         self._held[sequence_id] = []
         self._lowest[sequence_id] = 0
         self._broken.discard(sequence_id)
+
+    def num_state_bytes(self, sequence_id: int) -> int:
+        self._check_thread()
+        return len(self._held[sequence_id]) * self.token_bytes
+
+    def save(self, sequence_id: int) -> SavedCells | None:
+        self._check_thread()
+        self._demand(sequence_id not in self._broken, f"sequence {sequence_id} has unknown contents")
+        self._demand(len(self._held[sequence_id]) > 0, f"sequence {sequence_id} is saved, but empty")
+        if not self.saves:
+            return None
+        self.num_saved += 1
+        held = self.held(sequence_id)
+        lowest = self.shape.memory.lowest_saved(self._lowest[sequence_id], len(held))
+        return SavedCells(held, self.num_state_bytes(sequence_id), lowest)
+
+    def restore(self, sequence_id: int, state: State) -> bool:
+        self._check_thread()
+        self._demand(isinstance(state, SavedCells), f"{state} is nothing that was saved")
+        self._demand(not self._held[sequence_id], f"sequence {sequence_id} is restored, but not empty")
+        if not self.restores or not isinstance(state, SavedCells):
+            return False
+        self.num_restored += 1
+        self._held[sequence_id] = [_Cell(token) for token in state.tokens]
+        self._lowest[sequence_id] = state.lowest
+        self._demand(self.num_cells_used <= self.shape.num_cells, "the cache is full")
+        return True
 
     def sample_on_device(self, sequence_id: int, sampling: DeviceSampling | None) -> bool:
         """Draw the likeliest token after the bias, whatever else is asked for."""
@@ -357,6 +398,7 @@ class Harness:
         least_wait: int = 1,
         new_drafter: Callable[[], Drafter] | None = None,
         device_sampling: bool = False,
+        saved_bytes: int = 0,
     ) -> None:
         self.runner = runner
         self.clock = runner.clock
@@ -376,6 +418,7 @@ class Harness:
                 least_wait,
                 new_drafter,
                 device_sampling,
+                saved_bytes,
             ),
             clock=self.clock,
         )

@@ -8,7 +8,7 @@ from itertools import count
 import numpy as np
 import pytest
 
-from server.engine.prefix_cache import Claim, PrefixCache, SequenceState, Wait
+from server.engine.prefix_cache import Claim, Held, PrefixCache, SequenceState, Wait
 from server.engine.runner import KVMemory, Tokens
 
 Ids = tuple[int, ...]
@@ -32,6 +32,20 @@ def waiting(prefixes: PrefixCache, prompt: Tokens, *, key: str | None = None) ->
     wait = prefixes.claim(prompt, key=key)
     assert isinstance(wait, Wait), wait
     return wait
+
+
+def evicted(prefixes: PrefixCache) -> int | None:
+    held = prefixes.evict()
+    return None if held is None else held.sequence_id
+
+
+def saved(prefixes: PrefixCache, prompt: Tokens, *, key: str | None = None) -> int:
+    """Compute a prompt, evict it and save it."""
+    held = prefixes.evict(served(prefixes, prompt, key=key).sequence_id)
+    assert held is not None
+    number = prefixes.save(held)
+    assert number is not None
+    return number
 
 
 def served(prefixes: PrefixCache, prompt: Tokens, *, key: str | None = None) -> Claim:
@@ -109,9 +123,9 @@ def test_states() -> None:
     assert prefixes.state(0) is SequenceState.IN_USE
     prefixes.release(0, tokens(1, 2))
     assert prefixes.state(0) is SequenceState.IDLE
-    assert prefixes.evict() == 0
+    assert evicted(prefixes) == 0
     assert prefixes.state(0) is SequenceState.FREE
-    assert prefixes.evict() is None
+    assert evicted(prefixes) is None
 
 
 def test_only_sequences_in_use_are_reported_on() -> None:
@@ -127,7 +141,7 @@ def test_all_sequences_in_use_is_none_even_for_who_could_wait() -> None:
     for first in (1, 2):
         claimed(prefixes, tokens(first, 7, 7))
     assert prefixes.claim(tokens(1, 7, 7)) is None
-    assert prefixes.evict() is None
+    assert evicted(prefixes) is None
 
 
 # Waiting
@@ -225,7 +239,7 @@ def test_a_wait_ends_with_the_generation_even_when_its_sequence_is_taken_again()
 def test_a_copy_that_failed_is_computed_and_awaited() -> None:
     prefixes = sharing(4)
     served(prefixes, tokens(1, 2, 3, 4))
-    prefixes.evict()
+    evicted(prefixes)
     first = claimed(prefixes, tokens(1, 2, 3, 5))
     prefixes.update(first.sequence_id, 3)
     second = claimed(prefixes, tokens(1, 2, 3, 6))
@@ -339,14 +353,14 @@ def test_a_stranger_takes_an_empty_sequence_before_one_worth_keeping() -> None:
 def test_of_equals_the_least_recently_used_goes_first() -> None:
     prefixes = sharing(3)
     ids = [served(prefixes, tokens(number, 7, 7)).sequence_id for number in range(3)]
-    assert [prefixes.evict() for _ in range(4)] == [*ids, None]
+    assert [evicted(prefixes) for _ in range(4)] == [*ids, None]
 
 
 def test_what_is_cheap_to_compute_again_goes_before_what_is_older() -> None:
     prefixes = sharing(3)
     long = served(prefixes, np.arange(100, 1100, dtype=np.int32))
     short = served(prefixes, tokens(1, 2, 3))
-    assert [prefixes.evict(), prefixes.evict()] == [short.sequence_id, long.sequence_id]
+    assert [evicted(prefixes), evicted(prefixes)] == [short.sequence_id, long.sequence_id]
 
 
 def test_what_has_not_been_used_for_long_goes_however_long_it_is() -> None:
@@ -354,7 +368,7 @@ def test_what_has_not_been_used_for_long_goes_however_long_it_is() -> None:
     old = served(prefixes, np.arange(100, 200, dtype=np.int32))
     for length in range(100):
         served(prefixes, np.arange(9, 15 + length, dtype=np.int32) % 50)
-    assert prefixes.evict() == old.sequence_id
+    assert evicted(prefixes) == old.sequence_id
 
 
 def test_what_others_hold_as_well_is_no_loss() -> None:
@@ -363,10 +377,10 @@ def test_what_others_hold_as_well_is_no_loss() -> None:
     trunk = served(prefixes, tokens(*common, 60))
     branch = served(prefixes, tokens(*common, 61, 62))
     single = served(prefixes, tokens(*range(100, 110)))
-    assert prefixes.evict() == trunk.sequence_id
+    assert evicted(prefixes) == trunk.sequence_id
     # now nobody else has the trunk
-    assert prefixes.evict() == single.sequence_id
-    assert prefixes.evict() == branch.sequence_id
+    assert evicted(prefixes) == single.sequence_id
+    assert evicted(prefixes) == branch.sequence_id
 
 
 def test_shared_cells_count_once() -> None:
@@ -378,7 +392,7 @@ def test_shared_cells_count_once() -> None:
     assert prefixes.num_cells == prefixes.num_running_cells == 6
     prefixes.release(first.sequence_id, tokens(1, 2, 3, 4))
     assert (prefixes.num_cells, prefixes.num_running_cells) == (6, 5)
-    assert prefixes.evict() == first.sequence_id
+    assert evicted(prefixes) == first.sequence_id
     assert prefixes.num_cells == 5
 
 
@@ -457,10 +471,14 @@ class World:
     least_wait: int = 1
     keys: tuple[str | None, ...] = (None,)
     public: tuple[Ids, ...] = ()
+    most_saved: int = 0
+    least_restored: int = 1
 
 
 @dataclass(eq=False)
 class NaiveSequence:
+    """A sequence, or a saved prefix, which has no cells."""
+
     sequence_id: int
     key: str | None = None
     known: Ids = ()
@@ -472,10 +490,15 @@ class NaiveSequence:
     in_use: bool = False
     number: int = 0
     last_used: int = 0
+    is_saved: bool = False
+
+    @property
+    def num_held(self) -> int:
+        return len(self.known) if self.is_saved else len(self.cells)
 
     @property
     def held(self) -> Ids:
-        return (self.goal if self.in_use else self.known)[: len(self.cells)]
+        return self.known if self.is_saved else (self.goal if self.in_use else self.known)[: len(self.cells)]
 
 
 @dataclass(eq=False)
@@ -492,8 +515,16 @@ class Bench:
         self.world, self.memory = world, world.memory
         self.dice = random.Random(seed)
         public = [tokens(*prefix) for prefix in world.public]
-        self.prefixes = PrefixCache(world.num_sequences, world.memory, public=public, least_wait=world.least_wait)
+        self.prefixes = PrefixCache(
+            world.num_sequences,
+            world.memory,
+            public=public,
+            least_wait=world.least_wait,
+            most_saved=world.most_saved,
+            least_restored=world.least_restored,
+        )
         self.sequences = [NaiveSequence(number) for number in range(world.num_sequences)]
+        self.saved: dict[int, NaiveSequence] = {}
         self.queue: list[Request] = []
         self.new_cells, self.uses = count(), count(1)
         self.now = 0
@@ -506,7 +537,7 @@ class Bench:
             self.queue.append(Request(self.some_prompt(), self.dice.choice(self.world.keys)))
 
     def some_prompt(self) -> Ids:
-        pool = [sequence.known for sequence in self.sequences] + [request.prompt for request in self.queue]
+        pool = [holder.known for holder in self.holders()] + [request.prompt for request in self.queue]
         start = self.dice.choice([*pool, *self.world.public, ()])
         start = start[: self.dice.randrange(len(start) + 1)] if self.dice.random() < 0.4 else start
         more = self.dice.choices((0, 1), k=self.dice.randrange(4))
@@ -529,6 +560,9 @@ class Bench:
         can_wait = self.dice.random() < 0.9
         wanted = request.prompt[:-1]
         longest = max(self.available(sequence, wanted, request.key) for sequence in self.sequences)
+        longest_saved = max((self.available(saved, wanted, request.key) for saved in self.saved.values()), default=0)
+        restores = longest_saved >= longest + self.world.least_restored
+        longest = longest_saved if restores else longest
         promised = max(self.promised(sequence, wanted, request.key) for sequence in self.sequences)
         answer = self.prefixes.claim(tokens(*request.prompt), key=request.key, can_wait=can_wait)
         self.saw(answer)
@@ -540,17 +574,26 @@ class Bench:
         else:
             assert isinstance(answer, Claim), (answer, longest, promised)
             assert answer.length == longest
+            assert (answer.source in self.saved) is restores
             self.check_target(answer, request)
+            self.check_displaced(answer)
             self.begin(answer, request)
+            if answer.displaced is not None:
+                self.save(answer.displaced)
         return answer
 
     def begin(self, claim: Claim, request: Request) -> None:
-        source, target = self.sequences[claim.source], self.sequences[claim.sequence_id]
+        source, target = self.holder(claim.source), self.sequences[claim.sequence_id]
+        if source.is_saved:
+            self.touch(source)
+            source.cells = [next(self.new_cells) for _ in source.known]
         shared = self.memory.is_unified or source is target
         cells = source.cells[: claim.length]
         target.cells = cells if shared else [next(self.new_cells) for _ in cells]
         target.remembered = {position for position in source.remembered if position < claim.length}
         target.key, target.known, target.in_use = request.key, request.prompt, True
+        if source.is_saved:
+            source.cells = []
         target.goal = (*request.prompt, *self.dice.choices((0, 1), k=self.dice.randrange(4)))
         self.touch(target)
         target.number = self.now
@@ -591,12 +634,71 @@ class Bench:
 
     def evict(self) -> None:
         idle = [sequence for sequence in self.sequences if not sequence.in_use and sequence.cells]
-        expected = min(idle, key=lambda s: (self.loss(s), s.last_used), default=None)
-        evicted = self.prefixes.evict()
-        assert evicted == (None if expected is None else expected.sequence_id)
-        if expected is not None:
-            expected.known = ()
-            self.hold(expected, 0)
+        is_named = bool(idle) and self.dice.random() < 0.3
+        expected = (
+            self.dice.choice(idle)
+            if is_named
+            else min(idle, key=lambda sequence: (self.loss(sequence), sequence.last_used), default=None)
+        )
+        held = self.prefixes.evict(expected.sequence_id if is_named and expected is not None else None)
+        if expected is None:
+            assert held is None
+            return
+        assert held is not None
+        self.check_held(held, expected)
+        remembered = set(expected.remembered)
+        expected.known = ()
+        self.hold(expected, 0)
+        self.save(held, remembered)
+
+    def save(self, held: Held, remembered: set[int] | None = None) -> None:
+        """Keep what was given up, now and then."""
+        if not self.world.most_saved or self.dice.random() < 0.2:
+            return
+        num_held = len(held.tokens)
+        if remembered is None:
+            remembered = set(range(held.lowest, num_held))
+        if self.memory.window_len:
+            remembered = {position for position in remembered if position >= num_held - 1 - self.memory.window_len}
+        known = tuple(held.tokens.tolist())
+        outdated = {
+            number
+            for number, saved in self.saved.items()
+            if saved.key == held.key
+            and known[: len(saved.known)] == saved.known
+            and self.can_take(len(saved.known), held=num_held, remembered=remembered)
+        }
+        assert set(self.prefixes.outdated(held)) == outdated
+        for number in outdated:
+            self.drop(number)
+        number = self.prefixes.save(held)
+        first, most = self.world.num_sequences, self.world.most_saved
+        assert number == next((free for free in range(first, first + most) if free not in self.saved), None)
+        if number is not None:
+            assert isinstance(held.key, str | None)
+            self.saved[number] = NaiveSequence(
+                number, held.key, known, remembered=remembered, last_used=held.last_used, is_saved=True
+            )
+
+    def forget(self) -> None:
+        """Give up what was saved: one of them, or the one whose loss is the least."""
+        if self.saved and self.dice.random() < 0.3:
+            self.drop(self.dice.choice([*self.saved]))
+            return
+        spared = self.dice.choice([None, *self.saved])
+        below = self.dice.choice([0.0, 0.5, 2.0, 100.0])
+        left = [saved for number, saved in self.saved.items() if number != spared]
+        least = min(left, key=lambda saved: (self.loss(saved), saved.last_used), default=None)
+        number = self.prefixes.forget_least(below=below, spared=spared)
+        if least is None or self.loss(least) >= below:
+            assert number is None
+        else:
+            assert number == least.sequence_id
+            del self.saved[number]
+
+    def drop(self, number: int) -> None:
+        self.prefixes.forget(number)
+        del self.saved[number]
 
     def drain(self) -> None:
         """Everybody who waits gets a turn, in a number of rounds that is known beforehand."""
@@ -615,6 +717,12 @@ class Bench:
         assert not self.running()
 
     # the naive model
+
+    def holders(self) -> list[NaiveSequence]:
+        return [*self.sequences, *self.saved.values()]
+
+    def holder(self, number: int) -> NaiveSequence:
+        return self.saved[number] if number in self.saved else self.sequences[number]
 
     def running(self) -> list[NaiveSequence]:
         return [sequence for sequence in self.sequences if sequence.in_use]
@@ -652,7 +760,7 @@ class Bench:
             if (
                 held[:length] == wanted[:length]
                 and self.may_see(sequence, held, length, key)
-                and self.can_take(length, held=len(sequence.cells), remembered=sequence.remembered)
+                and self.can_take(length, held=sequence.num_held, remembered=sequence.remembered)
             ):
                 return length
         return 0
@@ -673,9 +781,12 @@ class Bench:
         return 0
 
     def loss(self, sequence: NaiveSequence, kept: int = 0) -> float:
+        return self.num_lost(sequence, kept) / (self.now - sequence.last_used + 1)
+
+    def num_lost(self, sequence: NaiveSequence, kept: int = 0) -> int:
         length = len(sequence.known)
-        num_shared = max((self.common(sequence, other) for other in self.sequences if other is not sequence), default=0)
-        return min(length - num_shared, length - kept) / (self.now - sequence.last_used + 1)
+        num_shared = max((self.common(sequence, other) for other in self.holders() if other is not sequence), default=0)
+        return min(length - num_shared, length - kept)
 
     def common(self, left: NaiveSequence, right: NaiveSequence) -> int:
         """Tokens of the left one that its owner could also have from the right one, by the same key or as public."""
@@ -708,12 +819,12 @@ class Bench:
         assert not self.prefixes.is_over(wait)
 
     def check_target(self, claim: Claim, request: Request) -> None:
-        source, target = self.sequences[claim.source], self.sequences[claim.sequence_id]
+        source, target = self.holder(claim.source), self.sequences[claim.sequence_id]
         assert not target.in_use
         assert self.available(source, request.prompt[:-1], request.key) >= claim.length
         free = [sequence for sequence in self.sequences if not sequence.in_use]
         whole = [s for s in free if claim.length == len(s.cells) == self.available(s, request.prompt[:-1], request.key)]
-        if claim.length and whole:
+        if claim.length and whole and not source.is_saved:
             assert source is target
             assert target in whole
         elif any(not sequence.cells for sequence in free):
@@ -721,6 +832,22 @@ class Bench:
         else:
             losses = {s.sequence_id: self.loss(s, claim.length if s is source else 0) for s in free}
             assert losses[target.sequence_id] == min(losses.values())
+
+    def check_displaced(self, claim: Claim) -> None:
+        target = self.sequences[claim.sequence_id]
+        kept = claim.length if claim.source == claim.sequence_id else 0
+        if len(target.cells) == kept:
+            assert claim.displaced is None
+        else:
+            assert claim.displaced is not None
+            self.check_held(claim.displaced, target, kept)
+
+    def check_held(self, held: Held, sequence: NaiveSequence, kept: int = 0) -> None:
+        assert tuple(held.tokens.tolist()) == sequence.known
+        assert (held.sequence_id, held.key) == (sequence.sequence_id, sequence.key)
+        assert set(range(held.lowest, len(held.tokens))) == sequence.remembered
+        assert held.last_used == sequence.last_used
+        assert (held.num_lost, held.loss) == (self.num_lost(sequence, kept), self.loss(sequence, kept))
 
     def check(self) -> None:
         held = [sequence.cells for sequence in self.sequences]
@@ -730,6 +857,11 @@ class Bench:
         for sequence in self.sequences:
             state = SequenceState.IDLE if sequence.cells else SequenceState.FREE
             assert self.prefixes.state(sequence.sequence_id) is (SequenceState.IN_USE if sequence.in_use else state)
+            others = {cell for other in self.sequences if other is not sequence for cell in other.cells}
+            assert self.prefixes.num_own_cells(sequence.sequence_id) == len(set(sequence.cells) - others)
+        assert self.prefixes.num_saved == len(self.saved) <= self.world.most_saved
+        for holder in self.holders():
+            assert self.prefixes.num_tokens(holder.sequence_id) == holder.num_held
         for request in self.queue:
             self.check_waiter(request.wait)
         self.check_trees()
@@ -747,7 +879,7 @@ class Bench:
     def check_trees(self) -> None:
         """Every sequence is found under its key and nowhere else, and under no key as far as it is public."""
         expected: dict[str | None, set[int]] = {}
-        for sequence in self.sequences:
+        for sequence in self.holders():
             if sequence.known:
                 expected.setdefault(sequence.key, set()).add(sequence.sequence_id)
                 if self.public_len(sequence):
@@ -760,6 +892,8 @@ class Bench:
                 kind = "none"
             case Wait():
                 kind = "wait"
+            case Claim() if answer.source in self.saved:
+                kind = "restore"
             case Claim() if answer.source != answer.sequence_id:
                 kind = "copy"
             case Claim():
@@ -779,6 +913,12 @@ WORLDS = {
     "tight window": World(4, KVMemory(is_unified=False, window_len=4, num_kept=4)),
     "keys": World(5, KVMemory(), keys=("a", "b"), public=PUBLIC),
     "keys, window, no key": World(5, KVMemory(window_len=2, num_kept=5), keys=("a", "b", None), public=PUBLIC),
+    "saved": World(3, KVMemory(), most_saved=6),
+    "saved, one sequence": World(1, KVMemory(), most_saved=3, least_restored=2),
+    "saved, separate": World(3, KVMemory(is_unified=False), most_saved=4, least_restored=3),
+    "saved, recurrent": World(3, KVMemory(can_cut=False), most_saved=8),
+    "saved, window": World(3, KVMemory(window_len=3, num_kept=20), most_saved=6),
+    "saved, keys": World(3, KVMemory(), keys=("a", "b", None), public=PUBLIC, most_saved=8),
 }
 
 
@@ -787,10 +927,15 @@ def test_ten_thousand_random_operations_beside_a_naive_model(name: str) -> None:
     bench = Bench(WORLDS[name], seed=len(name))
     operations = [bench.arrive, bench.admit, bench.progress, bench.finish, bench.abort, bench.leave, bench.evict]
     weights = [25, 25, 35, 20, 5, 2, 3]
+    if bench.world.most_saved:
+        operations.append(bench.forget)
+        weights[-1:] = [10, 3]
     for number in range(10_000):
         bench.dice.choices(operations, weights)[0]()
         bench.check()
         if number % 500 == 499:
             bench.drain()
-    impossible = {"one sequence": {"copy", "wait"}}.get(name, set())
-    assert {"none", "wait", "copy", "continue", "alone"} - impossible <= bench.seen.keys(), bench.seen
+    possible = {"none", "continue", "alone"}
+    possible |= {"wait", "copy"} if bench.world.num_sequences > 1 else set()
+    possible |= {"restore"} if bench.world.most_saved else set()
+    assert possible <= bench.seen.keys(), bench.seen

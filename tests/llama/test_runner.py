@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from server.core.errors import BackendError
 from server.llama.devices import system_info
 from server.llama.model import ContextOptions, LlamaModel, LoadOptions
 from server.llama.openmp import end_workers
-from server.llama.runner import LlamaRunner, Logits
+from server.llama.runner import LlamaRunner, Logits, SavedSequence
 
 PROMPT = list(range(20, 60))
 
@@ -137,4 +138,153 @@ def test_a_runner_that_rests_beside_another_has_no_threads(dense_path: Path) -> 
 
     for each in (other, runner):
         each.close()
+    model.close()
+
+
+# What is saved in main memory
+
+
+@pytest.fixture(params=[True, False], ids=["unified", "separate"])
+def layout(model: LlamaModel, request: pytest.FixtureRequest) -> Iterator[LlamaRunner]:
+    """A context of four sequences on each kind of model, in each layout."""
+    made = LlamaRunner(model, ContextOptions(4, 1024, 256, 64, threads=1, is_unified=request.param))
+    yield made
+    made.close()
+
+
+def chosen(runner: LlamaRunner, sequence_id: int, tokens: list[int], count: int, start: int = 0) -> list[int]:
+    """Go on greedily."""
+    answer: list[int] = []
+    while len(answer) < count:
+        answer.append(int(last_logits(runner, sequence_id, tokens, start).argmax()))
+        start, tokens = start + len(tokens), answer[-1:]
+    return answer
+
+
+def saved(runner: LlamaRunner, sequence_id: int) -> SavedSequence:
+    state = runner.save(sequence_id)
+    assert state is not None
+    return state
+
+
+def test_what_was_saved_goes_on_token_for_token(layout: LlamaRunner) -> None:
+    last_logits(layout, 3, [9, 8, 7])
+    last_logits(layout, 0, PROMPT)
+    num_bytes = layout.num_state_bytes(0)
+    state = saved(layout, 0)
+    expected = chosen(layout, 0, [100, 101], 12, start=len(PROMPT))
+    layout.clear(0)
+    last_logits(layout, 1, [7] * 50)  # into the cells that were left
+
+    assert state.num_bytes == num_bytes
+    assert layout.restore(0, state)
+    assert chosen(layout, 0, [100, 101], 12, start=len(PROMPT)) == expected
+    assert layout.restore(2, state), "a state can be restored more than once, and into another sequence"
+    assert chosen(layout, 2, [100, 101], 12, start=len(PROMPT)) == expected
+
+
+def test_what_was_restored_is_shared_and_saved_again(layout: LlamaRunner) -> None:
+    last_logits(layout, 0, PROMPT)
+    state = saved(layout, 0)
+    expected = chosen(layout, 0, [100], 6, start=len(PROMPT))
+    layout.clear(0)
+
+    assert layout.restore(1, state)
+    assert layout.share_prefix(1, 2, len(PROMPT))
+    last_logits(layout, 3, [9, 8, 7])  # copies between separate caches are made by the next step
+    again = saved(layout, 2)
+    layout.clear(1)
+    assert layout.restore(1, again)
+    for sequence_id in (1, 2):
+        assert chosen(layout, sequence_id, [100], 6, start=len(PROMPT)) == expected
+
+
+@pytest.mark.parametrize("length", [1, 10, 39])
+def test_what_was_restored_is_cut_exactly_or_not_at_all(layout: LlamaRunner, length: int) -> None:
+    continuation = [100, 101, 102]
+    expected = last_logits(layout, 1, PROMPT[:length] + continuation)
+    last_logits(layout, 0, PROMPT)
+    state = saved(layout, 0)
+    memory = layout.shape.memory
+    lowest = memory.lowest_saved(0, len(PROMPT))
+
+    assert layout.restore(2, state)
+    can_cut = layout.share_prefix(2, 2, length)
+    assert can_cut == memory.can_take(length, num_computed=len(PROMPT), lowest=lowest)
+    tokens = continuation if can_cut else PROMPT[:length] + continuation
+    restored = last_logits(layout, 2, tokens, start=length if can_cut else 0)
+
+    np.testing.assert_allclose(restored, expected, atol=2e-3)
+
+
+def test_saving_and_restoring_leave_others_alone(layout: LlamaRunner) -> None:
+    expected = {}
+    for sequence_id in (0, 1):
+        last_logits(layout, sequence_id, PROMPT[sequence_id:])
+        expected[sequence_id] = chosen(layout, sequence_id, [100], 6, start=len(PROMPT) - sequence_id)
+        layout.clear(sequence_id)
+    for sequence_id in (0, 1):
+        last_logits(layout, sequence_id, PROMPT[sequence_id:])
+    assert not layout.share_prefix(1, 2, len(PROMPT))  # longer than it is
+    layout.share_prefix(1, 2, len(PROMPT) - 1)
+
+    state = saved(layout, 0)
+    for _ in range(3):
+        assert layout.restore(3, state)
+        chosen(layout, 3, [55], 3, start=len(PROMPT))
+        layout.clear(3)
+    for sequence_id, start in ((0, len(PROMPT)), (1, len(PROMPT) - 1), (2, len(PROMPT) - 1)):
+        assert chosen(layout, sequence_id, [100], 6, start=start) == expected[min(sequence_id, 1)]
+
+
+def test_what_is_about_to_be_copied_is_neither_saved_nor_overwritten(layout: LlamaRunner) -> None:
+    last_logits(layout, 3, PROMPT[:30])
+    other = saved(layout, 3)
+    last_logits(layout, 0, PROMPT)
+    expected = chosen(layout, 0, [100], 6, start=len(PROMPT))
+    layout.clear(0)
+    last_logits(layout, 0, PROMPT)
+
+    assert layout.share_prefix(0, 1, len(PROMPT))
+    assert (layout.save(1) is None) is not layout.shape.memory.is_unified
+    layout.clear(0)
+    assert layout.restore(0, other) is layout.shape.memory.is_unified
+    assert chosen(layout, 1, [100], 6, start=len(PROMPT)) == expected
+    layout.clear(0)
+    assert layout.restore(0, other)
+
+
+def test_an_empty_sequence_is_not_saved(layout: LlamaRunner) -> None:
+    assert layout.save(0) is None
+
+
+def test_what_does_not_fit_is_not_restored(dense_path: Path) -> None:
+    model = LlamaModel.load(dense_path, LoadOptions())
+    runner = LlamaRunner(model, ContextOptions(2, 256, 256, 64, threads=1))
+    expected = last_logits(runner, 0, PROMPT)
+    state = saved(runner, 0)
+    runner.clear(0)
+    for start in range(0, 256, 64):
+        runner.decode([Chunk(0, start, [5] * 64, num_rows=0)])
+
+    assert not runner.restore(1, state)
+    assert runner.num_state_bytes(1) < state.num_bytes
+    runner.clear(0)
+    np.testing.assert_allclose(last_logits(runner, 1, PROMPT), expected, atol=2e-3)
+    runner.close()
+    model.close()
+
+
+def test_what_was_saved_is_given_back(dense_path: Path) -> None:
+    model = LlamaModel.load(dense_path, LoadOptions())
+    runner = LlamaRunner(model, ContextOptions(1, 4096, 4096, 64, threads=1))
+    for start in range(0, 4096, 64):
+        runner.decode([Chunk(0, start, [5] * 64, num_rows=0)])
+    size = saved(runner, 0).num_bytes
+    before = psutil.Process().memory_info().rss
+    states = [saved(runner, 0) for _ in range(20)]
+    assert psutil.Process().memory_info().rss > before + 10 * size
+    states.clear()
+    assert psutil.Process().memory_info().rss < before + 5 * size
+    runner.close()
     model.close()
