@@ -22,7 +22,7 @@ from server.core.errors import BackendError, ContextLengthExceeded, Draining, In
 from server.core.events import Event, Failed, Started
 from server.engine.admission import Admission
 from server.engine.drafting import Drafter
-from server.engine.kv_cells import KVCells
+from server.engine.kv_cells import KVCells, Saving
 from server.engine.runner import Chunk, Logits, Runner, RunnerShape, Tokens, Vocabulary
 from server.engine.scheduler import Demand, Shares, charged, plan_step
 from server.engine.sequence import NOT_DRAWN, Generation, GenerationRequest, Sequence
@@ -50,7 +50,7 @@ class EngineOptions:
         least_wait: tokens of another request's prompt, being computed, that are worth waiting for.
         new_drafter: makes what guesses ahead for a sequence; ``None`` for no speculation.
         device_sampling: whether the device draws the tokens of requests that allow it.
-        saved_bytes: main memory for prompts of finished requests whose cells others need; 0 to forget them.
+        saving: which prompts of finished requests are kept in main memory when others need their cells.
 
     """
 
@@ -61,7 +61,7 @@ class EngineOptions:
     least_wait: int = 32
     new_drafter: Callable[[], Drafter] | None = None
     device_sampling: bool = False
-    saved_bytes: int = 0
+    saving: Saving = Saving()
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +124,7 @@ class Engine:
             options.public_prefixes,
             options.least_wait,
             isolates_keys=options.isolates_keys,
-            most_saved_bytes=options.saved_bytes,
+            saving=options.saving,
         )
         self._costs = StepCosts()
         self._shares = Shares()

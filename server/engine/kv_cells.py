@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence as Several
+from dataclasses import dataclass
 
 from server.engine.prefix_cache import Claim, Held, PrefixCache, SequenceState, Wait
 from server.engine.runner import Runner, State, Tokens
@@ -17,10 +18,24 @@ from server.engine.sequence import Sequence
 
 _MOST_WAITS = 3
 _MOST_SAVED = 256
-_LEAST_SAVED = 64
-"""Tokens that nobody else has: fewer are computed again sooner than they are worth their bytes."""
-_PATIENCE = 64
-"""Steps that a finished sequence stays in place while others decode: a conversation that goes on at once finds it."""
+_MUCH_LESS = 4
+
+@dataclass(frozen=True, slots=True)
+class Saving:
+    """What is saved of finished sequences in main memory.
+
+    Attributes:
+        most_bytes: that saved prefixes may take; 0 to save nothing.
+        least_tokens: that nobody else has; fewer are computed again sooner than they are worth their bytes. Half as
+            many must be gained by bringing a prefix back.
+        patience: steps that a finished sequence stays in place while others decode: a conversation that goes on at
+            once finds it there.
+
+    """
+
+    most_bytes: int = 0
+    least_tokens: int = 64
+    patience: int = 64
 
 _log = logging.getLogger(__name__)
 
@@ -35,7 +50,7 @@ class KVCells:
         least_wait: int,
         *,
         isolates_keys: bool,
-        most_saved_bytes: int = 0,
+        saving: Saving,
     ) -> None:
         """Start with empty cells.
 
@@ -44,21 +59,22 @@ class KVCells:
             public: token prefixes that all keys share.
             least_wait: tokens that waiting for another sequence's prefix must save.
             isolates_keys: share nothing else between keys; requests without a key count as of one.
-            most_saved_bytes: main memory that saved prefixes may take.
+            saving: what is kept beside them.
 
         """
         self._runner = runner
         self._isolates_keys = isolates_keys
         self._num_cells = runner.shape.num_cells
-        self._most_saved_bytes = most_saved_bytes
+        self._saving = saving
         # cells that belong to one sequence each are in nobody's way
-        self._moves = most_saved_bytes > 0 and runner.shape.memory.is_unified
+        self._moves = saving.most_bytes > 0 and runner.shape.memory.is_unified
         self._prefixes = PrefixCache(
             runner.shape.num_sequences,
             runner.shape.memory,
             public=public,
             least_wait=least_wait,
-            most_saved=_MOST_SAVED if most_saved_bytes else 0,
+            most_saved=_MOST_SAVED if saving.most_bytes else 0,
+            least_restored=saving.least_tokens // 2,
         )
         self._placed: dict[int, Sequence] = {}
         self._num_reserved = 0
@@ -173,7 +189,7 @@ class KVCells:
             return
         self._num_steps += 1
         sequence_id = next(iter(self._finished), None)
-        if sequence_id is None or self._num_steps - self._finished[sequence_id] < _PATIENCE:
+        if sequence_id is None or self._num_steps - self._finished[sequence_id] < self._saving.patience:
             return
         del self._finished[sequence_id]
         if self._prefixes.state(sequence_id) is not SequenceState.IDLE:
@@ -232,12 +248,12 @@ class KVCells:
 
     def _save(self, held: Held, *, spared: int | None = None) -> None:
         """Keep a copy of what a sequence has to give up, if it is worth that."""
-        if held.num_lost < _LEAST_SAVED:
+        if held.num_lost < self._saving.least_tokens:
             return
         for saved in self._prefixes.outdated(held):
             if saved != spared:
                 self._drop(saved)
-        if not self._find_bytes(held, spared=spared):
+        if not self._find_bytes(held, below=held.loss, spared=spared):
             return
         state = self._runner.save(held.sequence_id)
         saved_as = None if state is None else self._prefixes.save(held)
@@ -245,24 +261,28 @@ class KVCells:
             self._states[saved_as] = state
             self._num_saved_bytes += state.num_bytes
 
-    def _find_bytes(self, held: Held, *, spared: int | None = None) -> bool:
-        """Forget what is less of a loss than this, until it could be saved; ``False`` if that does not suffice."""
-        num_bytes = self._runner.num_state_bytes(held.sequence_id) if self._most_saved_bytes else 0
-        if not 0 < num_bytes <= self._most_saved_bytes:
+    def _find_bytes(self, held: Held, *, below: float, spared: int | None = None) -> bool:
+        """Forget what is saved and a loss below this, until there is room; ``False`` if that does not suffice."""
+        most_bytes = self._saving.most_bytes
+        num_bytes = self._runner.num_state_bytes(held.sequence_id) if most_bytes else 0
+        if not 0 < num_bytes <= most_bytes:
             return False
-        while self._num_saved_bytes + num_bytes > self._most_saved_bytes or len(self._states) == _MOST_SAVED:
-            saved = self._prefixes.forget_least(below=held.loss, spared=spared)
+        while self._num_saved_bytes + num_bytes > most_bytes or len(self._states) == _MOST_SAVED:
+            saved = self._prefixes.forget_least(below=below, spared=spared)
             if saved is None:
                 return False
             self._give_back(saved)
         return True
 
     def _can_move(self, sequence_id: int) -> bool:
-        """Whether moving a finished sequence away frees cells, and loses nothing that is worth saving."""
-        if self._prefixes.num_own_cells(sequence_id) < _LEAST_SAVED:
+        """Whether moving a finished sequence away frees cells, and loses nothing that is worth as much by far.
+
+        Of several that have cells together, all but the last leave without being saved.
+        """
+        if self._prefixes.num_idle_cells(sequence_id) < self._saving.least_tokens:
             return False
         held = self._prefixes.held(sequence_id)
-        return held.num_lost < _LEAST_SAVED or self._find_bytes(held)
+        return held.num_lost < self._saving.least_tokens or self._find_bytes(held, below=held.loss / _MUCH_LESS)
 
     def _drop(self, saved: int) -> None:
         self._prefixes.forget(saved)

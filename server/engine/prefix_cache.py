@@ -182,9 +182,10 @@ class PrefixCache:
         """Tokens that a sequence holds, or a saved prefix."""
         return self._slots[number].num_computed
 
-    def num_own_cells(self, sequence_id: int) -> int:
-        """Cells of a sequence that no other one has, too."""
-        return self._cells.num_own(sequence_id)
+    def num_idle_cells(self, sequence_id: int) -> int:
+        """Cells of an idle sequence that no sequence in use has, too."""
+        in_use = [slot.sequence_id for slot in self._sequences if slot.in_use]
+        return self._cells.count([sequence_id]) - self._cells.num_shared(sequence_id, in_use)
 
     def held(self, sequence_id: int) -> Held:
         """Return what would be lost by evicting an idle sequence."""
@@ -533,10 +534,6 @@ class _Cells:
         if sequence_id in others:
             return int(self._held[sequence_id])
         return int(self._shared[sequence_id, np.array(others)].max())
-
-    def num_own(self, sequence_id: int) -> int:
-        """Count the cells that only this sequence has."""
-        return int(self._held[sequence_id] - self._shared[sequence_id].max())
 
     def count(self, sequence_ids: Sequence[int]) -> int:
         """Count the cells of some sequences, each once."""

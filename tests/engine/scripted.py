@@ -14,6 +14,7 @@ from server.core.events import ChoiceFinished, Event, Failed, Finished, FinishRe
 from server.core.request import SamplingParameters
 from server.engine.drafting import Draft, Drafter
 from server.engine.engine import Delivery, Engine, EngineOptions
+from server.engine.kv_cells import Saving
 from server.engine.runner import Chunk, DeviceSampling, KVMemory, Logits, RunnerShape, State, Tokens
 from server.engine.sequence import GenerationRequest
 
@@ -398,7 +399,7 @@ class Harness:
         least_wait: int = 1,
         new_drafter: Callable[[], Drafter] | None = None,
         device_sampling: bool = False,
-        saved_bytes: int = 0,
+        saving: Saving = Saving(),
     ) -> None:
         self.runner = runner
         self.clock = runner.clock
@@ -418,7 +419,7 @@ class Harness:
                 least_wait,
                 new_drafter,
                 device_sampling,
-                saved_bytes,
+                saving,
             ),
             clock=self.clock,
         )

@@ -857,8 +857,9 @@ class Bench:
         for sequence in self.sequences:
             state = SequenceState.IDLE if sequence.cells else SequenceState.FREE
             assert self.prefixes.state(sequence.sequence_id) is (SequenceState.IN_USE if sequence.in_use else state)
-            others = {cell for other in self.sequences if other is not sequence for cell in other.cells}
-            assert self.prefixes.num_own_cells(sequence.sequence_id) == len(set(sequence.cells) - others)
+            in_use = {cell for other in self.running() for cell in other.cells}
+            if not sequence.in_use:
+                assert self.prefixes.num_idle_cells(sequence.sequence_id) == len(set(sequence.cells) - in_use)
         assert self.prefixes.num_saved == len(self.saved) <= self.world.most_saved
         for holder in self.holders():
             assert self.prefixes.num_tokens(holder.sequence_id) == holder.num_held
