@@ -12,7 +12,7 @@ from pydantic_core import from_json
 
 from server.core.duration import Duration, duration_seconds
 from server.core.errors import ConfigurationError
-from server.pool.config import AutoInt, MemoryBudget
+from server.pool.config import AutoInt, MemoryBudget, MemorySize
 from server.pool.ledger import parse_memory_size
 
 _LONGEST_SECONDS = 2**31
@@ -27,6 +27,7 @@ _NOUNS: dict[Any, str] = {
     str: "text",
     AutoInt: '"auto", or a whole number',
     Duration: 'a duration such as "90s" or "5m", or a number of seconds (negative: for ever)',
+    MemorySize: _SIZE,
     MemoryBudget: f"{_SIZE}, or a table of these by device",
     tuple[float, ...]: "a list of numbers that are not negative, and not all of them 0",
     tuple[str, ...]: "a list of texts",
@@ -139,6 +140,7 @@ def _texts(value: object) -> tuple[str, ...]:
 
 _READERS: dict[Any, Callable[[object], object]] = {
     Duration: _duration,
+    MemorySize: lambda value: _memory_size(value, _SIZE),
     MemoryBudget: _memory_budget,
     tuple[float, ...]: _shares,
     tuple[str, ...]: _texts,

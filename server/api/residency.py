@@ -36,6 +36,7 @@ def model_entry(model_id: str, status: ResidencyStatus) -> dict[str, object]:
         "context_length": status.context_length,
         "kv_cells": status.kv_cells,
         "gpu_layers": status.gpu_layers,
+        "saved_prompts": {"count": status.num_saved, "bytes": status.saved_bytes},
         "load_seconds": None if status.load_seconds is None else round(status.load_seconds, 3),
         "progress": None if status.progress is None else status.progress.fraction,
         "failure": status.failure,

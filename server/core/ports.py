@@ -192,6 +192,8 @@ class ResidencyStatus:
         context_length: tokens of one sequence; ``None`` before the first load.
         kv_cells: tokens of all sequences together; ``None`` before the first load.
         gpu_layers: layers that are on the GPU, the output matrix counted as one; ``None`` before the first load.
+        num_saved: prompts of finished requests that are kept in main memory.
+        saved_bytes: bytes that these take now.
         load_seconds: what the latest load took.
         progress: of the load that goes on.
         failure: why the latest load failed.
@@ -212,6 +214,8 @@ class ResidencyStatus:
     context_length: int | None = None
     kv_cells: int | None = None
     gpu_layers: int | None = None
+    num_saved: int = 0
+    saved_bytes: int = 0
     load_seconds: float | None = None
     progress: LoadProgress | None = None
     failure: str | None = None

@@ -13,6 +13,8 @@ AutoInt = int | Literal["auto"]
 """A number, or ``"auto"`` for one that is chosen to fit."""
 MemoryBudget = str | int | Mapping[str, str | int]
 """A size, ``"auto"``, or sizes by device; ``ledger.parse_memory_size`` reads a size."""
+MemorySize = str | int
+"""A size or ``"auto"``."""
 
 
 class KvCacheType(StrEnum):
@@ -75,6 +77,10 @@ class PoolConfig:
             same API key do, so that nobody can tell by the time to the first token what somebody else has asked.
         public_system_prompts: system prompts that requests share in spite of prefix_isolation, each exactly as
             requests contain it.
+        prefix_memory: main memory that each model may take for prompts of finished requests when others need their KV
+            cells; a prompt that goes on with one of them is not computed again. "auto" is a sixteenth of what the model
+            may take of main memory, at most 1 GiB, no more than its KV cache has, and 0 where that does not fit; 0
+            keeps none.
         speculation: "prompt-lookup" guesses that a completion goes on as its prompt did after the same words, where
             that pays: it is faster and says the same.
         device_sampling: choose tokens on the device that computes the logits, where the request allows it (no
@@ -94,6 +100,7 @@ class PoolConfig:
     inter_token_target_ms: int = 200
     prefix_isolation: PrefixIsolation = PrefixIsolation.OFF
     public_system_prompts: tuple[str, ...] = ()
+    prefix_memory: MemorySize = "auto"
     speculation: Speculation = Speculation.PROMPT_LOOKUP
     device_sampling: bool = False
     threads: int = 0

@@ -270,6 +270,7 @@ class Entry:
         """Describe the model for operators; ``to_unix`` added to a time of the pool's clock gives Unix time."""
         until = self.keep_alive_until if self.num_leases == 0 and not self.is_pinned else None
         context = None if self.plan is None else self.plan.context
+        engine = None if self.resident is None else self.resident.model.engine.status
         return ResidencyStatus(
             model=self.name,
             state=self.state,
@@ -284,6 +285,8 @@ class Entry:
             context_length=self.context_length,
             kv_cells=None if context is None else context.num_cells,
             gpu_layers=None if self.plan is None else self.plan.load.gpu_layers,
+            num_saved=0 if engine is None else engine.num_saved,
+            saved_bytes=0 if engine is None else engine.num_saved_bytes,
             load_seconds=self.load_seconds,
             progress=self.progress,
             failure=None if self.failure is None else self.failure.message,

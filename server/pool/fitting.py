@@ -31,6 +31,7 @@ _LEAST_GPU_CONTEXT = 4096
 _LEAST_CONTEXT = 512
 _MOST_CELLS = 32768
 _MARGIN_SHARE, _MARGIN_LEAST = 32, 16 << 20
+_PREFIX_SHARE, _MOST_PREFIX_MEMORY = 16, 1 << 30
 _PIPELINE_COPIES = 4  # GGML_SCHED_MAX_COPIES: with several GPUs, batches of inputs wait for the next one
 _ALIGNMENT_SHARE = 50  # a mapping also holds the gaps between tensors
 
@@ -45,6 +46,7 @@ class Wish:
         gpu_layers: layers on the GPUs, the output matrix counted as one; negative for all.
         use_mmap: whether the file is mapped.
         shares: of the layers, by GPU.
+        prefix_memory: bytes of main memory for prompts of finished requests.
 
     """
 
@@ -53,6 +55,7 @@ class Wish:
     gpu_layers: int | None = None
     use_mmap: bool | None = None
     shares: tuple[float, ...] = ()
+    prefix_memory: int | None = 0
 
 
 class Candidate(NamedTuple):
@@ -73,8 +76,9 @@ class Choice:
         releases_mapping: whether its pages are given back after the load.
         shares: of the layers on the GPUs, by GPU; empty where there is nothing to divide.
         predicted: bytes to set aside, by device.
-        later: bytes of main memory among them that the first large batch will take, and not the load.
+        later: bytes of main memory among them that requests will take, and not the load.
         fits: whether that is within the limits.
+        prefix_memory: bytes of main memory among these, for prompts of finished requests.
 
     """
 
@@ -85,6 +89,7 @@ class Choice:
     predicted: Mapping[str, int]
     later: int
     fits: bool
+    prefix_memory: int = 0
 
 
 @dataclass(frozen=True)
@@ -137,11 +142,12 @@ class Fitting:
     def predict(self, candidate: Candidate) -> Mapping[str, int]:
         """Return the bytes to set aside for a candidate, by device."""
         footprint = self._footprint(candidate)
+        total_cpu = footprint.total_cpu + (self.wish.prefix_memory or 0)
         if not candidate.gpu_layers:
-            return {CPU: footprint.total_cpu}
+            return {CPU: total_cpu}
         if len(self._used) == 1:
-            return {CPU: footprint.total_cpu, self.gpus[self._used[0]]: footprint.total_gpu}
-        return {CPU: footprint.total_cpu, **self._divided(candidate, footprint)}
+            return {CPU: total_cpu, self.gpus[self._used[0]]: footprint.total_gpu}
+        return {CPU: total_cpu, **self._divided(candidate, footprint)}
 
     @cached_property
     def all_layers(self) -> int:
@@ -199,15 +205,30 @@ class Fitting:
 
     def _chosen(self, candidate: Candidate, predicted: Mapping[str, int], *, fits: bool) -> Choice:
         footprint = self._footprint(candidate)
+        prefix_memory = self.wish.prefix_memory
+        if prefix_memory is None:
+            prefix_memory = self._spare(predicted, footprint) if fits else 0
+            predicted = {**predicted, CPU: predicted[CPU] + prefix_memory}
         return Choice(
             candidate,
             self._maps if not candidate.gpu_layers else self._maps_with_gpu,
             self._releases and not candidate.gpu_layers,
             self._shares if candidate.gpu_layers and len(self.gpus) > 1 else (),
             predicted,
-            footprint.compute_cpu + footprint.output,
+            footprint.compute_cpu + footprint.output + prefix_memory,
             fits,
+            prefix_memory,
         )
+
+    def _spare(self, predicted: Mapping[str, int], footprint: Footprint) -> int:
+        """Return the bytes of main memory for prompts of finished requests where nobody has said how many.
+
+        A power of two: it decides the bytes of a load, and those are remembered.
+        """
+        limit = self.limits.get(CPU, 0)
+        most = min(footprint.kv_cpu + footprint.kv_gpu, limit // _PREFIX_SHARE, _MOST_PREFIX_MEMORY)
+        spare = 1 << most.bit_length() >> 1
+        return spare if predicted[CPU] + spare <= limit else 0
 
     def _fits(self, predicted: Mapping[str, int]) -> bool:
         return all(num <= self.limits.get(device, 0) for device, num in predicted.items())

@@ -19,6 +19,7 @@ from server.core.errors import ContextLengthExceeded, LlmspellError, ModelLoadin
 from server.core.request import Message, Role
 from server.engine.drafting import Acceptance, PromptLookup
 from server.engine.engine import Delivery, Engine, EngineOptions
+from server.engine.kv_cells import Saving
 from server.engine.radix_tree import common_prefix_len
 from server.engine.runner import Tokens
 from server.llama.devices import CPU, free_bytes
@@ -81,7 +82,7 @@ class LoadedModel:
     Attributes:
         context_length: most tokens of one sequence.
         load_seconds: what the load took.
-        measured: bytes by device that it took, with those that its first large batch will take; the prediction where
+        measured: bytes by device that it took, with those that requests will take later; the prediction where
             something else took or gave back memory at the same time.
 
     """
@@ -191,7 +192,7 @@ def load_model(
             runner,
             model.vocabulary,
             deliver,
-            _engine_options(pool_config, template, model),
+            _engine_options(pool_config, plan, template, model),
             on_end=on_end,
         )
         undo.callback(engine.close)
@@ -204,7 +205,7 @@ def load_model(
     return LoadedModel(engine, template, plan.context.sequence_len, seconds, measured, model, runner)
 
 
-def _engine_options(config: PoolConfig, template: ChatTemplate, model: LlamaModel) -> EngineOptions:
+def _engine_options(config: PoolConfig, plan: LoadPlan, template: ChatTemplate, model: LlamaModel) -> EngineOptions:
     acceptance = Acceptance()
     return EngineOptions(
         queue_size=config.queue_size,
@@ -217,6 +218,7 @@ def _engine_options(config: PoolConfig, template: ChatTemplate, model: LlamaMode
         ],
         new_drafter=(lambda: PromptLookup(acceptance)) if config.speculation is Speculation.PROMPT_LOOKUP else None,
         device_sampling=config.device_sampling,
+        saving=Saving(plan.prefix_memory),
     )
 
 

@@ -18,6 +18,7 @@ from server.llama.main_memory import can_release_mappings
 from server.llama.model import ContextOptions, LoadOptions
 from server.pool.config import AutoInt, KvCacheType, KvLayout, ModelConfig, PoolConfig, Switch
 from server.pool.fitting import CPU, Choice, Fitting, Wish
+from server.pool.ledger import parse_memory_size
 from server.store.context_shape import ContextShape, FlashAttention, repacked_formats
 from server.store.gguf import read_gguf_header
 from server.store.gguf_check import check_gguf, split_parts
@@ -83,7 +84,8 @@ class LoadPlan:
         fingerprint: stands for everything that decides the bytes.
         choice: what was chosen and why, for the log.
         releases_mapping: whether the pages of the mapped file are given back after the load.
-        later: bytes of main memory among ``predicted`` that the first large batch will take, and not the load.
+        later: bytes of main memory among ``predicted`` that requests will take, and not the load.
+        prefix_memory: bytes of main memory among these, for prompts of finished requests.
 
     """
 
@@ -96,6 +98,7 @@ class LoadPlan:
     choice: str
     later: int = 0
     releases_mapping: bool = False
+    prefix_memory: int = 0
 
 
 def make_plan(config: ModelConfig, pool_config: PoolConfig, machine: Machine, limits: Mapping[str, int]) -> LoadPlan:
@@ -120,7 +123,7 @@ def make_plan(config: ModelConfig, pool_config: PoolConfig, machine: Machine, li
         raise ModelLoadingFailed(f"{path}: {problem}.")
     can_release = machine.can_release_mappings and not config.mlock
     fitting = Fitting(
-        header, parts, _shape(config, pool_config, machine), _wish(config), machine.gpus, limits, can_release
+        header, parts, _shape(config, pool_config, machine), _wish(config, pool_config), machine.gpus, limits, can_release
     )
     choice = fitting.choose()
     load = LoadOptions(choice.candidate.gpu_layers, choice.use_mmap, config.mlock, choice.shares)
@@ -143,10 +146,11 @@ def make_plan(config: ModelConfig, pool_config: PoolConfig, machine: Machine, li
         load,
         context,
         choice.predicted,
-        _fingerprint(path, identity, load, context, machine),
+        _fingerprint(path, identity, load, context, machine, choice.prefix_memory),
         _explained(fitting, choice, config.kv_cache_type),
         choice.later,
         choice.releases_mapping,
+        choice.prefix_memory,
     )
 
 
@@ -208,13 +212,15 @@ def _shape(config: ModelConfig, pool_config: PoolConfig, machine: Machine) -> Co
     )
 
 
-def _wish(config: ModelConfig) -> Wish:
+def _wish(config: ModelConfig, pool_config: PoolConfig) -> Wish:
+    prefix_memory = parse_memory_size(pool_config.prefix_memory, "llamacpp.prefix_memory")
     return Wish(
         context_length=_number(config.context_length) or None,
         kv_cells=_number(config.kv_cells) or None,
         gpu_layers=_number(config.n_gpu_layers),
         use_mmap=None if config.mmap is Switch.AUTO else config.mmap is Switch.ON,
         shares=config.tensor_split or tuple(float(index == config.main_gpu) for index in range(config.main_gpu + 1)),
+        prefix_memory=None if prefix_memory == "auto" else prefix_memory,
     )
 
 
@@ -246,12 +252,17 @@ def _problems(config: ModelConfig, machine: Machine, header: GgufHeader) -> Iter
 
 
 def _fingerprint(
-    path: Path, identity: FileIdentity, load: LoadOptions, context: ContextOptions, machine: Machine
+    path: Path,
+    identity: FileIdentity,
+    load: LoadOptions,
+    context: ContextOptions,
+    machine: Machine,
+    prefix_memory: int,
 ) -> str:
     """Hash what decides the bytes."""
     named = [(device.name, device.description) for device in machine.devices]
     system = (native_version(), named, machine.system_info, machine.can_release_mappings)
-    decisive = (os.fspath(path.resolve()), identity, load, context, system)
+    decisive = (os.fspath(path.resolve()), identity, load, context, prefix_memory, system)
     return sha256(repr(decisive).encode("utf-8", "surrogateescape")).hexdigest()
 
 

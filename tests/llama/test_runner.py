@@ -11,6 +11,7 @@ import pytest
 from server.core.batch import Chunk
 from server.core.errors import BackendError
 from server.llama.devices import system_info
+from server.llama.main_memory import give_back_freed
 from server.llama.model import ContextOptions, LlamaModel, LoadOptions
 from server.llama.openmp import end_workers
 from server.llama.runner import LlamaRunner, Logits, SavedSequence
@@ -285,6 +286,7 @@ def test_what_was_saved_is_given_back(dense_path: Path) -> None:
     states = [saved(runner, 0) for _ in range(20)]
     assert psutil.Process().memory_info().rss > before + 10 * size
     states.clear()
+    give_back_freed()
     assert psutil.Process().memory_info().rss < before + 5 * size
     runner.close()
     model.close()

@@ -60,8 +60,9 @@ class Loader:
 
 
 def pool_config(budget: int | str = "auto", **values: object) -> PoolConfig:
-    """A small pool: two sequences, one thread."""
-    return PoolConfig(**({"memory_budget": budget, "max_sequences": 2, "threads": 1} | values))  # type: ignore[arg-type]
+    """A small pool: two sequences, one thread, and the same bytes for a model whatever the budget."""
+    usual = {"memory_budget": budget, "max_sequences": 2, "threads": 1, "prefix_memory": 0}
+    return PoolConfig(**(usual | values))  # type: ignore[arg-type]
 
 
 def bytes_of(path: Path, **values: object) -> int:
