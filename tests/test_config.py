@@ -338,6 +338,18 @@ def test_a_memory_budget_is_a_size_or_sizes_by_device(written: str, read: object
     assert load_text(f"llamacpp.memory_budget = {written}", tmp_path / "c.toml").settings.llamacpp.memory_budget == read
 
 
+@pytest.mark.parametrize(("written", "read"), [("'auto'", "auto"), ("'2GiB'", "2GiB"), ("0", 0)])
+def test_memory_for_prompts_is_a_size(written: str, read: object, tmp_path: Path) -> None:
+    assert load_text(f"llamacpp.prefix_memory = {written}", tmp_path / "c.toml").settings.llamacpp.prefix_memory == read
+
+
+@pytest.mark.parametrize("written", ["'much'", "-1", "true", "{ CPU = '1GiB' }"])
+def test_memory_for_prompts_is_nothing_else(written: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="prefix_memory: .* is not allowed; it must be .auto., a size") as caught:
+        load_text(f"llamacpp.prefix_memory = {written}", tmp_path / "c.toml")
+    assert "table" not in caught.value.message
+
+
 @pytest.mark.parametrize(
     ("written", "part", "shown"),
     [

@@ -35,7 +35,7 @@ class Saving:
 
     most_bytes: int = 0
     least_tokens: int = 64
-    patience: int = 64
+    patience: int = 32
 
 _log = logging.getLogger(__name__)
 

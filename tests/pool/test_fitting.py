@@ -212,6 +212,46 @@ def test_pages_are_given_back_where_they_were_rearranged(
 
 
 SMALL = llama_header(layers=4, width=1024, heads=16, hidden=2048, vocabulary=8192)
+# Memory for prompts of finished requests
+
+
+@pytest.mark.parametrize(
+    ("limits", "expected"),
+    [
+        ({"CPU": 64}, GIB),
+        ({"CPU": 16}, GIB),
+        ({"CPU": 15}, 512 * MIB),  # a sixteenth, as a power of two
+        ({"CPU": 8}, 512 * MIB),
+        ({"CPU": 5}, 256 * MIB),
+        ({"CPU": 4.7}, 0),  # what is left is less
+        ({"CPU": 4.2}, 0),
+        ({"CPU": 1}, 0),
+        ({"CPU": 16, "GPU0": 24}, GIB),
+        ({"CPU": 1, "GPU0": 9}, 64 * MIB),
+    ],
+)
+def test_prompts_have_a_modest_share_of_what_is_left(limits: dict[str, float], expected: int) -> None:
+    without, choice = fitting(limits).choose(), fitting(limits, Wish(prefix_memory=None)).choose()
+    assert choice.prefix_memory == expected
+    assert (choice.candidate, choice.fits) == (without.candidate, without.fits)
+    assert choice.predicted["CPU"] == without.predicted["CPU"] + expected
+    assert choice.later == without.later + expected
+
+
+def test_prompts_have_no_more_than_the_cells() -> None:
+    wish = Wish(context_length=512, kv_cells=512, prefix_memory=None)
+    assert fitting({"CPU": 64}, wish).choose().prefix_memory == 64 * MIB
+
+
+def test_memory_for_prompts_that_was_asked_for_comes_before_more_cells() -> None:
+    asked = fitting({"CPU": 8}, Wish(prefix_memory=2 * GIB)).choose()
+    assert asked.fits
+    assert asked.prefix_memory == 2 * GIB
+    assert asked.candidate == (0, 8192, 8192)
+    assert asked.predicted["CPU"] > 7 * GIB
+    assert not fitting({"CPU": 5}, Wish(prefix_memory=GIB)).choose().fits
+
+
 LIMIT = st.integers(0, 1500).map(lambda mib: mib / 1024)
 GPU_LIMITS = st.lists(LIMIT, max_size=2).map(lambda limits: {f"GPU{at}": limit for at, limit in enumerate(limits)})
 WISHES = st.builds(
@@ -221,6 +261,7 @@ WISHES = st.builds(
     st.none() | st.integers(-1, 7),
     st.none() | st.booleans(),
     st.lists(st.integers(0, 3), max_size=2).map(tuple),
+    st.sampled_from([0, None, 100 * MIB]),
 )
 
 

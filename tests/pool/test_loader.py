@@ -32,7 +32,7 @@ from server.pool.config import ModelConfig, PoolConfig, Switch
 from server.pool.loader import LoadCancelled, LoadedModel, LoadMonitor, load_model
 from server.pool.plan import LoadPlan, Machine, make_plan
 
-POOL = PoolConfig(max_sequences=2, threads=1)
+POOL = PoolConfig(max_sequences=2, threads=1, prefix_memory=0)
 TIMEOUT = 30.0
 MIB = 1 << 20
 
@@ -44,6 +44,7 @@ class Loading:
         self, path: Path, *, mmap: Switch = Switch.AUTO, chat_template: str = "", config: ModelConfig | None = None
     ) -> None:
         self.config = config or ModelConfig(str(path), mmap=mmap, chat_template=chat_template)
+        self.pool = POOL
         self.deliveries: SimpleQueue[list[Delivery]] = SimpleQueue()
         self.has_ended = threading.Event()
         self.monitor = LoadMonitor()
@@ -51,13 +52,13 @@ class Loading:
 
     def new_plan(self) -> LoadPlan:
         machine = Machine.this()
-        return make_plan(self.config, POOL, machine, {device.name: device.free for device in machine.devices})
+        return make_plan(self.config, self.pool, machine, {device.name: device.free for device in machine.devices})
 
     def load(self) -> LoadedModel:
-        return load_model(self.plan, self.config, POOL, self.deliveries.put, self.has_ended.set, self.monitor)
+        return load_model(self.plan, self.config, self.pool, self.deliveries.put, self.has_ended.set, self.monitor)
 
-    def generate(self, model: LoadedModel, num_prompt_tokens: int = 10) -> list[Event]:
-        prompt = np.arange(20, 20 + num_prompt_tokens, dtype=np.int32) % model.vocabulary_size
+    def generate(self, model: LoadedModel, num_prompt_tokens: int = 10, seed: int = 20) -> list[Event]:
+        prompt = np.arange(seed, seed + num_prompt_tokens, dtype=np.int32) % model.vocabulary_size
         sampling = SamplingParameters(temperature=0, ignore_eos=True)
         model.engine.submit(GenerationRequest(prompt, sampling, 5))
         events: list[Event] = []
@@ -367,6 +368,25 @@ def test_what_is_measured_was_predicted(tmp_path: Path, name: str, mmap: Switch)
     assert found.predicted > 50 * MIB
     assert found.measured == pytest.approx(found.predicted, rel=0.15)
     assert found.taken_later <= found.later + 4 * MIB
+
+
+def test_prompts_are_kept_in_the_memory_that_was_set_aside_for_them(
+    tiny_path: Path, closing: Callable[[LoadedModel], LoadedModel]
+) -> None:
+    loading = Loading(tiny_path)
+    without = closing(loading.load())
+    loading.pool = replace(POOL, prefix_memory="1MiB")
+    plan = loading.plan
+    loading.plan = loading.new_plan()
+    assert loading.plan.predicted["CPU"] - plan.predicted["CPU"] == loading.plan.later - plan.later == MIB
+    assert loading.plan.fingerprint != plan.fingerprint
+    model = closing(loading.load())
+    for length in (100, 101, 102, 103):
+        for each in (without, model):
+            loading.generate(each, num_prompt_tokens=length, seed=length)
+    assert without.engine.status.num_saved == 0
+    assert model.engine.status.num_saved >= 1
+    assert 0 < model.engine.status.num_saved_bytes <= MIB
 
 
 def test_loads_go_on_side_by_side(tiny_path: Path, closing: Callable[[LoadedModel], LoadedModel]) -> None:
