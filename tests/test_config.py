@@ -345,8 +345,9 @@ def test_memory_for_prompts_is_a_size(written: str, read: object, tmp_path: Path
 
 @pytest.mark.parametrize("written", ["'much'", "-1", "true", "{ CPU = '1GiB' }"])
 def test_memory_for_prompts_is_nothing_else(written: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="prefix_memory: .* is not allowed; it must be .auto., a size") as caught:
+    with pytest.raises(ConfigurationError, match="prefix_memory: ") as caught:
         load_text(f"llamacpp.prefix_memory = {written}", tmp_path / "c.toml")
+    assert 'is not allowed; it must be "auto", a size' in caught.value.message
     assert "table" not in caught.value.message
 
 

@@ -20,6 +20,7 @@ _MOST_WAITS = 3
 _MOST_SAVED = 256
 _MUCH_LESS = 4
 
+
 @dataclass(frozen=True, slots=True)
 class Saving:
     """What is saved of finished sequences in main memory.
@@ -29,13 +30,14 @@ class Saving:
         least_tokens: that nobody else has; fewer are computed again sooner than they are worth their bytes. Half as
             many must be gained by bringing a prefix back.
         patience: steps that a finished sequence stays in place while others decode: a conversation that goes on at
-            once finds it there.
+            once finds it there. ``None`` until its cells or itself are needed.
 
     """
 
     most_bytes: int = 0
     least_tokens: int = 64
-    patience: int = 32
+    patience: int | None = 32
+
 
 _log = logging.getLogger(__name__)
 
@@ -67,7 +69,7 @@ class KVCells:
         self._num_cells = runner.shape.num_cells
         self._saving = saving
         # cells that belong to one sequence each are in nobody's way
-        self._moves = saving.most_bytes > 0 and runner.shape.memory.is_unified
+        self._patience = saving.patience if saving.most_bytes and runner.shape.memory.is_unified else None
         self._prefixes = PrefixCache(
             runner.shape.num_sequences,
             runner.shape.memory,
@@ -185,11 +187,11 @@ class KVCells:
 
         Attention passes over all cells up to the last one that is used, whosever they are.
         """
-        if not self._moves or not any(sequence.is_decoding for sequence in self._placed.values()):
+        if self._patience is None or not any(sequence.is_decoding for sequence in self._placed.values()):
             return
         self._num_steps += 1
         sequence_id = next(iter(self._finished), None)
-        if sequence_id is None or self._num_steps - self._finished[sequence_id] < self._saving.patience:
+        if sequence_id is None or self._num_steps - self._finished[sequence_id] < self._patience:
             return
         del self._finished[sequence_id]
         if self._prefixes.state(sequence_id) is not SequenceState.IDLE:
@@ -203,7 +205,7 @@ class KVCells:
             self._runner.clear(sequence_id)
 
     def close(self) -> None:
-        """Give back the main memory of what was saved; nothing else may be called any more."""
+        """Give back the main memory of what was saved; nothing may be saved or found any more."""
         self._num_saved_bytes = 0
         self._states.clear()
 
@@ -229,6 +231,8 @@ class KVCells:
             return False
         _log.warning("The model's memory cannot share prefixes as expected; prompts are computed whole from now on.")
         self._prefixes.stop()
+        self._saving, self._patience = Saving(), None
+        self.close()
         return False
 
     def _restore(self, claim: Claim, state: State) -> bool:

@@ -218,7 +218,8 @@ def _engine_options(config: PoolConfig, plan: LoadPlan, template: ChatTemplate, 
         ],
         new_drafter=(lambda: PromptLookup(acceptance)) if config.speculation is Speculation.PROMPT_LOOKUP else None,
         device_sampling=config.device_sampling,
-        saving=Saving(plan.prefix_memory),
+        # On a GPU idle cells cost little, and reading them many small copies: they stay until others need them.
+        saving=Saving(plan.prefix_memory, patience=None) if plan.load.gpu_layers else Saving(plan.prefix_memory),
     )
 
 

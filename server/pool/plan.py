@@ -123,7 +123,13 @@ def make_plan(config: ModelConfig, pool_config: PoolConfig, machine: Machine, li
         raise ModelLoadingFailed(f"{path}: {problem}.")
     can_release = machine.can_release_mappings and not config.mlock
     fitting = Fitting(
-        header, parts, _shape(config, pool_config, machine), _wish(config, pool_config), machine.gpus, limits, can_release
+        header,
+        parts,
+        _shape(config, pool_config, machine),
+        _wish(config, pool_config),
+        machine.gpus,
+        limits,
+        can_release,
     )
     choice = fitting.choose()
     load = LoadOptions(choice.candidate.gpu_layers, choice.use_mmap, config.mlock, choice.shares)

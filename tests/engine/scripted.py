@@ -399,7 +399,7 @@ class Harness:
         least_wait: int = 1,
         new_drafter: Callable[[], Drafter] | None = None,
         device_sampling: bool = False,
-        saving: Saving = Saving(),
+        saving: Saving | None = None,
     ) -> None:
         self.runner = runner
         self.clock = runner.clock
@@ -419,7 +419,7 @@ class Harness:
                 least_wait,
                 new_drafter,
                 device_sampling,
-                saving,
+                saving or Saving(),
             ),
             clock=self.clock,
         )

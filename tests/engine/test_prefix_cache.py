@@ -671,13 +671,13 @@ class Bench:
         assert set(self.prefixes.outdated(held)) == outdated
         for number in outdated:
             self.drop(number)
-        number = self.prefixes.save(held)
+        saved_as = self.prefixes.save(held)
         first, most = self.world.num_sequences, self.world.most_saved
-        assert number == next((free for free in range(first, first + most) if free not in self.saved), None)
-        if number is not None:
+        assert saved_as == next((free for free in range(first, first + most) if free not in self.saved), None)
+        if saved_as is not None:
             assert isinstance(held.key, str | None)
-            self.saved[number] = NaiveSequence(
-                number, held.key, known, remembered=remembered, last_used=held.last_used, is_saved=True
+            self.saved[saved_as] = NaiveSequence(
+                saved_as, held.key, known, remembered=remembered, last_used=held.last_used, is_saved=True
             )
 
     def forget(self) -> None:
