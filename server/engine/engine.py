@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Several
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 from queue import Empty, SimpleQueue
 
@@ -61,7 +61,7 @@ class EngineOptions:
     least_wait: int = 32
     new_drafter: Callable[[], Drafter] | None = None
     device_sampling: bool = False
-    saving: Saving = Saving()
+    saving: Saving = field(default_factory=Saving)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from server.core.errors import ContextLengthExceeded, NoFreeCells, QueueFull
 from server.core.events import Failed, Finished
 from server.core.request import SamplingParameters
 from server.engine.drafting import Acceptance, Drafter, PromptLookup
+from server.engine.kv_cells import Saving
 from server.engine.radix_tree import common_prefix_len
 
 MODEL = babbling(end_bias=3.0)
@@ -50,6 +51,8 @@ class Setting:
     has_public_prefixes: bool = False
     can_draw: bool = False
     least_wait: int = 1
+    saving: Saving | None = None
+    can_restore: bool = True
 
     def bench(self) -> Harness:
         is_unified = self.memory != "separate"
@@ -65,6 +68,7 @@ class Setting:
             is_unified=is_unified,
             window_len=5 if self.memory == "window" else 0,
         )
+        runner.restores = self.can_restore
         runner.seconds = lambda chunks: 0.01 + self.seconds_a_token * sum(len(chunk.tokens) for chunk in chunks)
         return Harness(
             runner,
@@ -74,6 +78,7 @@ class Setting:
             least_wait=self.least_wait,
             new_drafter=DRAFTERS[self.drafter],
             device_sampling=self.can_draw,
+            saving=self.saving,
         )
 
 
@@ -121,6 +126,8 @@ runs = st.builds(
     has_public_prefixes=st.booleans(),
     can_draw=st.sampled_from([False, False, True]),
     least_wait=st.sampled_from([1, 3]),
+    saving=st.none() | st.builds(Saving, st.sampled_from([120, 2000]), st.integers(1, 4), st.integers(1, 5)),
+    can_restore=st.sampled_from([True, True, True, False]),
 )
 arrivals = st.builds(
     Arrive,
@@ -201,6 +208,7 @@ def test_everything_ends_and_is_right(history: list[Event], setting: Setting) ->
     for event in history:
         story.tell(event)
         assert bench.engine.status.num_reserved_cells <= NUM_CELLS
+        assert bench.engine.status.num_saved_bytes <= (setting.saving.most_bytes if setting.saving else 0)
     num_tokens = sum((len(a.prompt) + a.max_tokens) * a.n for a in story.accepted.values())
     bench.run(most_steps=num_tokens + 2)  # each step computes something
     assert bench.runner.most_cells <= NUM_CELLS
