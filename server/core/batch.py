@@ -33,6 +33,11 @@ class KVMemory:
     window_len: int = 0
     num_kept: int = 0
 
+    @property
+    def can_join(self) -> bool:
+        """Whether a sequence can take over cells of another one for a part of its tokens."""
+        return self.is_unified and self.can_cut and not self.window_len
+
     def lowest_kept(self, lowest: int, num_computed: int) -> int:
         """First position that is remembered after a sequence that remembered those from ``lowest`` on has grown."""
         if not self.window_len:

@@ -236,15 +236,18 @@ class KVCells:
         return False
 
     def _restore(self, claim: Claim, state: State) -> bool:
-        """Bring back what was saved, and cut it: first all of it has to find room."""
-        target, source = claim.sequence_id, claim.source
+        """Bring back what was saved, and cut it: first all of it has to find room, also what is shared afterwards."""
+        target, source, joined = claim.sequence_id, claim.source, claim.joined
         excess = self._prefixes.num_tokens(source) - claim.length
-        while self._prefixes.num_cells + excess > self._num_cells:
+        while self._prefixes.num_cells + claim.num_joined + excess > self._num_cells:
             if not self.evict(spared=source):
                 return False
+        if joined is not None and self._prefixes.state(joined) is SequenceState.FREE:
+            joined = None  # it had to make room
         self._runner.clear(target)
-        is_whole = self._runner.restore(target, state)
-        if is_whole and (not excess or self._runner.share_prefix(target, target, claim.length)):
+        is_there = self._runner.restore(target, state)
+        is_there = is_there and (not excess or self._runner.share_prefix(target, target, claim.length))
+        if is_there and (joined is None or self._runner.join_prefix(joined, target, claim.num_joined)):
             return True
         _log.warning("A prompt that was saved in main memory could not be brought back; it is computed again.")
         self._drop(source)

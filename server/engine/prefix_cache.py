@@ -42,13 +42,16 @@ class Claim:
     """A sequence to compute a prompt in, and where its first ``length`` tokens are.
 
     ``source`` is another sequence to copy them from, or ``sequence_id`` itself: to be cut back to ``length`` tokens
-    (emptied, if that is 0), and then computed further. Or it is a saved prefix, to be brought back and cut.
+    (emptied, if that is 0), and then computed further. Or it is a saved prefix, to be brought back and cut; if a
+    sequence has the beginning of that in its cells, they are to be shared: the first ``num_joined`` of ``joined``.
     ``displaced`` is what the sequence has held so far, if that is not all kept: its last chance to be saved.
     """
 
     sequence_id: int
     source: int
     length: int
+    joined: int | None = None
+    num_joined: int = 0
     displaced: Held | None = field(default=None, compare=False)
 
 
@@ -234,17 +237,22 @@ class PrefixCache:
         target = self._choose_target(available, found)
         source = found.saved or found.source or target
         displaced = self._displaced(target, length if source is target else 0)
+        joined = self._joined(target, found)
         self._unindex(target)
         if found.saved is None:
             self._cells.share(source.sequence_id, target.sequence_id, length)
         else:
             source.last_used = next(self._uses)
-            self._cells.replace(target.sequence_id, length)
+            self._cells.resize(target.sequence_id, 0)
+            if joined is not None:
+                self._cells.share(joined, target.sequence_id, found.length)
+            self._cells.resize(target.sequence_id, length)
         target.lowest = source.lowest if length else 0
         target.in_use, target.number = True, self._use(target)
         self._index(target, prompt, key)
         target.num_computed = length
-        return Claim(target.sequence_id, source.sequence_id, length, displaced)
+        num_joined = 0 if joined is None else found.length
+        return Claim(target.sequence_id, source.sequence_id, length, joined, num_joined, displaced)
 
     def is_over(self, wait: Wait) -> bool:
         """Whether what was waited for is there, or will not come."""
@@ -459,6 +467,13 @@ class PrefixCache:
             num_unshared = min(num_unshared, slot.num_computed - num_public_shared)
         return min(num_unshared, slot.num_computed - kept)
 
+    def _joined(self, target: _Slot, found: _Found) -> int | None:
+        """Return the sequence whose cells hold enough of what is brought back to be shared in place of new ones."""
+        if found.saved is None or found.source is None or found.source is target:
+            return None
+        is_enough = found.length >= self._least_restored
+        return found.source.sequence_id if is_enough and self._memory.can_join else None
+
     def _displaced(self, target: _Slot, kept: int) -> Held | None:
         return self._held(target, kept) if target.num_computed > kept else None
 
@@ -521,11 +536,6 @@ class _Cells:
             shared = np.minimum(self._shared[source], length)
             shared[source], shared[target] = length, 0
             self._shared[target] = self._shared[:, target] = shared
-
-    def replace(self, sequence_id: int, length: int) -> None:
-        """Give a sequence cells of its own instead of those that it has."""
-        self.resize(sequence_id, 0)
-        self.resize(sequence_id, length)
 
     def num_shared(self, sequence_id: int, others: Sequence[int]) -> int:
         """Count the cells that a sequence has in common with one of the others, of which it may be one itself."""

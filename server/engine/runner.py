@@ -73,6 +73,15 @@ class Runner(Protocol):
         """
         ...
 
+    def join_prefix(self, source: int, target: int, length: int) -> bool:
+        """Have ``target`` use the cells of ``source`` for the first ``length`` tokens, which are the same in both.
+
+        Returns:
+            False if the memory cannot do that (``KVMemory.can_join``); nobody knows what ``target`` holds then.
+
+        """
+        ...
+
     def clear(self, sequence_id: int) -> None:
         """Drop all tokens of a sequence."""
         ...

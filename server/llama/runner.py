@@ -201,6 +201,13 @@ class LlamaRunner:
         self.clear(target)
         return False
 
+    def join_prefix(self, source: int, target: int, length: int) -> bool:
+        """Have ``target`` use the cells of ``source`` for the first ``length`` tokens, which are the same in both."""
+        if not self._shape.memory.can_join or not llama_cpp.llama_memory_seq_rm(self._memory, target, 0, length):
+            return False
+        llama_cpp.llama_memory_seq_cp(self._memory, source, target, 0, length)
+        return bool(llama_cpp.llama_memory_seq_pos_min(self._memory, target) == 0)
+
     def clear(self, sequence_id: int) -> None:
         """Drop all tokens of a sequence."""
         llama_cpp.llama_memory_seq_rm(self._memory, sequence_id, 0, _TO_THE_END)

@@ -252,6 +252,15 @@ class ScriptedRunner:
         self._broken.discard(target)
         return True
 
+    def join_prefix(self, source: int, target: int, length: int) -> bool:
+        self._check_thread()
+        self._demand(self.shape.memory.can_join, "this memory cannot join prefixes")
+        self._demand(source != target, f"sequence {source} is joined with itself")
+        same = self.held(source)[:length] == self.held(target)[:length]
+        self._demand(same and 0 < length <= len(self.held(target)), f"{source} and {target} differ before {length}")
+        self._held[target] = self._held[source][:length] + self._held[target][length:]
+        return True
+
     def clear(self, sequence_id: int) -> None:
         self._check_thread()
         self.before_clear(sequence_id)

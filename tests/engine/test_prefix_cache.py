@@ -562,7 +562,7 @@ class Bench:
         longest = max(self.available(sequence, wanted, request.key) for sequence in self.sequences)
         longest_saved = max((self.available(saved, wanted, request.key) for saved in self.saved.values()), default=0)
         restores = longest_saved >= longest + self.world.least_restored
-        longest = longest_saved if restores else longest
+        longest_live, longest = longest, longest_saved if restores else longest
         promised = max(self.promised(sequence, wanted, request.key) for sequence in self.sequences)
         answer = self.prefixes.claim(tokens(*request.prompt), key=request.key, can_wait=can_wait)
         self.saw(answer)
@@ -575,6 +575,7 @@ class Bench:
             assert isinstance(answer, Claim), (answer, longest, promised)
             assert answer.length == longest
             assert (answer.source in self.saved) is restores
+            self.check_joined(answer, request, longest_live if restores else 0)
             self.check_target(answer, request)
             self.check_displaced(answer)
             self.begin(answer, request)
@@ -589,6 +590,8 @@ class Bench:
             source.cells = [next(self.new_cells) for _ in source.known]
         shared = self.memory.is_unified or source is target
         cells = source.cells[: claim.length]
+        if claim.joined is not None:
+            cells[: claim.num_joined] = self.sequences[claim.joined].cells[: claim.num_joined]
         target.cells = cells if shared else [next(self.new_cells) for _ in cells]
         target.remembered = {position for position in source.remembered if position < claim.length}
         target.key, target.known, target.in_use = request.key, request.prompt, True
@@ -833,6 +836,20 @@ class Bench:
             losses = {s.sequence_id: self.loss(s, claim.length if s is source else 0) for s in free}
             assert losses[target.sequence_id] == min(losses.values())
 
+    def check_joined(self, claim: Claim, request: Request, longest_live: int) -> None:
+        """What is brought back shares its beginning with the cells of another sequence, if one has enough of it."""
+        memory = self.memory
+        can_join = memory.is_unified and memory.can_cut and not memory.window_len
+        if not can_join or longest_live < self.world.least_restored:
+            assert claim.joined is None
+        elif claim.joined is None:
+            assert self.available(self.sequences[claim.sequence_id], request.prompt[:-1], request.key) == longest_live
+        else:
+            assert claim.joined != claim.sequence_id
+            assert claim.num_joined == longest_live
+            assert self.available(self.sequences[claim.joined], request.prompt[:-1], request.key) == longest_live
+            self.seen["join"] = self.seen.get("join", 0) + 1
+
     def check_displaced(self, claim: Claim) -> None:
         target = self.sequences[claim.sequence_id]
         kept = claim.length if claim.source == claim.sequence_id else 0
@@ -939,4 +956,5 @@ def test_ten_thousand_random_operations_beside_a_naive_model(name: str) -> None:
     possible = {"none", "continue", "alone"}
     possible |= {"wait", "copy"} if bench.world.num_sequences > 1 else set()
     possible |= {"restore"} if bench.world.most_saved else set()
+    possible |= {"join"} if name in {"saved", "saved, keys"} else set()
     assert possible <= bench.seen.keys(), bench.seen

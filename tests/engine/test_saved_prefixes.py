@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import random
 import time
 
 import numpy as np
 import pytest
-from scripted import Harness, ScriptedRunner, babbling
+from scripted import LETTERS, Harness, Model, ScriptedRunner, babbling
 
 from server.engine.engine import EngineStatus
 from server.engine.kv_cells import Saving
 from server.engine.runner import Tokens
 
 LENGTH = 100
+PUBLIC = (np.array([4, 20, 21, 22, 23, 24, 25, 26], dtype=np.int32),)
 
 
 def conversation(number: int, length: int = LENGTH) -> list[int]:
@@ -214,6 +216,78 @@ def test_running_requests_leave_no_room_to_bring_it_back() -> None:
     bench.run()
     assert bench.heard[cached_tokens].finished.usage.cached_tokens == 0
     assert bench.heard[running].finished.usage.completion_tokens == 70
+
+
+def test_what_is_brought_back_shares_the_cells_of_those_who_run() -> None:
+    bench = harness(Saving(100_000, patience=5))
+    common = conversation(0)
+    turns = [[*common, *conversation(number, 70)] for number in (1, 2)]
+    for turn in turns:
+        cached(bench, turn, max_tokens=1)
+    cached(bench, [1, 2, 3], max_tokens=30)  # all move away
+    assert bench.runner.num_cells_used < 100
+    ids = [bench.submit([*turn, 5], max_tokens=20) for turn in turns]
+    bench.step(2)
+    assert bench.runner.num_restored == 2
+    assert bench.runner.num_cells_used < LENGTH + 2 * 100
+    bench.run()
+    assert [bench.heard[i].finished.usage.cached_tokens for i in ids] == [len(turn) for turn in turns]
+
+
+@pytest.mark.parametrize(("can_cut", "is_unified", "window_len"), [(1, 1, 0), (0, 1, 0), (1, 0, 0), (1, 1, 20)])
+def test_many_conversations_in_any_order(can_cut: int, is_unified: int, window_len: int) -> None:
+    """Everybody hears what is said without any cache, whoever else talks, leaves or fails."""
+    dice = random.Random(can_cut + 2 * is_unified + window_len)
+    model = babbling(end_bias=-1000)
+    runner = ScriptedRunner(
+        model,
+        num_sequences=3,
+        num_cells=180,
+        sequence_len=60 if not is_unified else 120,
+        can_cut=bool(can_cut),
+        is_unified=bool(is_unified),
+        window_len=window_len,
+    )
+    bench = Harness(runner, isolates_keys=True, saving=Saving(1500, least_tokens=6, patience=7), public_prefixes=PUBLIC)
+    talks: list[list[int]] = [[4 + number % 2, *PUBLIC[0][1:], 9 + number] for number in range(8)]
+    running: dict[int, tuple[int, list[int]]] = {}
+    num_right = 0
+    for _ in range(1500):
+        which = dice.randrange(len(talks))
+        if len(running) < 5 and which not in [number for number, _ in running.values()]:
+            prompt = [*talks[which], *dice.choices(range(1, 30), k=dice.randrange(1, 8))]
+            if len(prompt) > 50:
+                prompt = talks[which] = prompt[:8]
+            generation_id = bench.submit(prompt, max_tokens=dice.randrange(1, 7), key="ab"[which % 2])
+            running[generation_id] = which, prompt
+        runner.restores = dice.random() < 0.95
+        bench.step(dice.randrange(3))
+        for generation_id, (number, prompt) in [*running.items()]:
+            heard = bench.heard.get(generation_id)
+            if heard is not None and heard.is_over:
+                del running[generation_id]
+                said = said_by(model, prompt, heard.finished.usage.completion_tokens)
+                assert heard.text() == text_of(said)
+                talks[number] = [*prompt, *said]
+                num_right += 1
+            elif dice.random() < 0.03:
+                bench.engine.abort(generation_id)
+                del running[generation_id]
+        assert bench.engine.status.num_saved_bytes <= 1500
+    assert num_right > 300
+    assert runner.num_saved > 50
+    assert runner.num_restored > 100
+
+
+def said_by(model: Model, prompt: list[int], count: int) -> list[int]:
+    tokens = tuple(prompt)
+    for _ in range(count):
+        tokens = (*tokens, int(np.argmax(model(tokens))))
+    return [*tokens[len(prompt) :]]
+
+
+def text_of(tokens: list[int]) -> str:
+    return b"".join(LETTERS.piece(token) for token in tokens).decode("utf-8", "replace")
 
 
 # Moving away what is in the way

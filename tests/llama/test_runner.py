@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from server.core.batch import Chunk
-from server.core.errors import BackendError
+from server.core.errors import BackendError, NoFreeCells
 from server.llama.devices import system_info
 from server.llama.main_memory import give_back_freed
 from server.llama.model import ContextOptions, LlamaModel, LoadOptions
@@ -236,6 +236,41 @@ def test_saving_and_restoring_leave_others_alone(layout: LlamaRunner) -> None:
         layout.clear(3)
     for sequence_id, start in ((0, len(PROMPT)), (1, len(PROMPT) - 1), (2, len(PROMPT) - 1)):
         assert chosen(layout, sequence_id, [100], 6, start=start) == expected[min(sequence_id, 1)]
+
+
+@pytest.mark.parametrize("length", [1, 25, 40])
+def test_what_was_restored_takes_over_the_cells_of_another_sequence(layout: LlamaRunner, length: int) -> None:
+    other = [*PROMPT[:length], 7, 8, 9]
+    expected_other = last_logits(layout, 1, [*other, 5])
+    last_logits(layout, 0, PROMPT)
+    state = saved(layout, 0)
+    expected = chosen(layout, 0, [100], 6, start=len(PROMPT))
+    for sequence_id in (0, 1):
+        layout.clear(sequence_id)
+    last_logits(layout, 1, other)
+
+    assert layout.restore(2, state)
+    if not layout.shape.memory.can_join:
+        assert not layout.join_prefix(1, 2, length)
+        return
+    assert layout.join_prefix(1, 2, length)
+    assert chosen(layout, 2, [100], 6, start=len(PROMPT)) == expected
+    layout.clear(2)
+    np.testing.assert_allclose(last_logits(layout, 1, [5], start=len(other)), expected_other, atol=2e-3)
+
+
+def test_cells_that_were_taken_over_count_once(dense_path: Path) -> None:
+    model = LlamaModel.load(dense_path, LoadOptions())
+    runner = LlamaRunner(model, ContextOptions(3, 256, 256, 128, threads=1))
+    runner.decode([Chunk(0, 0, [5] * 100, num_rows=0)])
+    assert runner.restore(1, saved(runner, 0))
+    assert runner.join_prefix(0, 1, 100)
+    runner.decode([Chunk(2, 0, [6] * 128, num_rows=0)])
+    runner.decode([Chunk(1, 100, [6] * 28, num_rows=0)])
+    with pytest.raises(NoFreeCells):
+        runner.decode([Chunk(0, 100, [6], num_rows=0)])
+    runner.close()
+    model.close()
 
 
 def test_what_is_about_to_be_copied_is_neither_saved_nor_overwritten(layout: LlamaRunner) -> None:
