@@ -257,9 +257,6 @@ class KVCells:
         """Keep a copy of what a sequence has to give up, if it is worth that."""
         if held.num_lost < self._saving.least_tokens:
             return
-        for saved in self._prefixes.outdated(held):
-            if saved != spared:
-                self._drop(saved)
         if not self._find_bytes(held, below=held.loss, spared=spared):
             return
         state = self._runner.save(held.sequence_id)
@@ -269,16 +266,19 @@ class KVCells:
             self._num_saved_bytes += state.num_bytes
 
     def _find_bytes(self, held: Held, *, below: float, spared: int | None = None) -> bool:
-        """Forget what is saved and a loss below this, until there is room; ``False`` if that does not suffice."""
+        """Forget what this makes useless, then what is a loss below that; ``False`` if there is no room even then."""
         most_bytes = self._saving.most_bytes
         num_bytes = self._runner.num_state_bytes(held.sequence_id) if most_bytes else 0
         if not 0 < num_bytes <= most_bytes:
             return False
+        for saved in self._prefixes.outdated(held):
+            if saved != spared:
+                self._drop(saved)
         while self._num_saved_bytes + num_bytes > most_bytes or len(self._states) == _MOST_SAVED:
-            saved = self._prefixes.forget_least(below=below, spared=spared)
-            if saved is None:
+            least = self._prefixes.forget_least(below=below, spared=spared)
+            if least is None:
                 return False
-            self._give_back(saved)
+            self._give_back(least)
         return True
 
     def _can_move(self, sequence_id: int) -> bool:
