@@ -15,11 +15,12 @@ import numpy as np
 import pytest
 from gguf_shapes import LlamaShape, write_hybrid, write_llama, write_recurrent, write_sliding_window
 
-from server.core.batch import Chunk, RunnerShape
+from server.core.batch import Chunk, RunnerShape, State
 from server.core.events import Event, Finished, Started, TextDelta
 from server.core.request import SamplingParameters
 from server.engine.drafting import Acceptance, Draft, Drafter, PromptLookup
 from server.engine.engine import Delivery, Engine, EngineOptions
+from server.engine.kv_cells import Saving
 from server.engine.sequence import GenerationRequest
 from server.llama.model import ContextOptions, LlamaModel, LoadOptions
 from server.llama.runner import LlamaRunner, Logits
@@ -57,12 +58,21 @@ class Watching:
         self.num_drafted = 0
         self.least_gap = np.inf
         self.num_refused = 0
+        self.num_restored = 0
         self.sample_on_device = runner.sample_on_device
         self.drawn = runner.drawn
         self.share_prefix = runner.share_prefix
+        self.join_prefix = runner.join_prefix
+        self.num_state_bytes = runner.num_state_bytes
+        self.save = runner.save
         self.clear = runner.clear
         self.warm_up = runner.warm_up
         self.rest = runner.rest
+
+    def restore(self, sequence_id: int, state: State) -> bool:
+        is_there = self._runner.restore(sequence_id, state)
+        self.num_restored += is_there
+        return is_there
 
     def decode(self, chunks: Sequence[Chunk]) -> Logits:
         try:
@@ -105,9 +115,15 @@ class Answer:
 class Bench:
     """An engine on a context, without its thread."""
 
-    def __init__(self, runner: Watching, new_drafter: Callable[[], Drafter] | None = None, least_wait: int = 1) -> None:
+    def __init__(
+        self,
+        runner: Watching,
+        new_drafter: Callable[[], Drafter] | None = None,
+        least_wait: int = 1,
+        saving: Saving | None = None,
+    ) -> None:
         self._events: dict[int, list[Event]] = {}
-        options = EngineOptions(least_wait=least_wait, new_drafter=new_drafter)
+        options = EngineOptions(least_wait=least_wait, new_drafter=new_drafter, saving=saving or Saving())
         self.engine = Engine(runner, Pieces(), self._deliver, options)
 
     def submit(self, prompt: Prompt, *, max_tokens: int = MAX_TOKENS, n: int = 1) -> int:
@@ -223,6 +239,26 @@ class Knowing:
         prompt = max((p for p in self._answers if tuple(tokens[: len(p)]) == p), key=len)
         left = self._answers[prompt][len(tokens) - len(prompt) :][:most]
         return Draft([token if i % 3 != 2 else 50 for i, token in enumerate(left)], chance=0.99) if left else None
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_answers_from_saved_prompts_are_those_of_a_fresh_context(open_runner: Open, layout: ContextOptions) -> None:
+    expected: dict[Prompt, Answer] = {}
+
+    def said(prompt: Prompt) -> list[int]:
+        if prompt not in expected:
+            expected[prompt] = alone(open_runner, prompt)[0]
+        return expected[prompt].tokens
+
+    watched = Watching(open_runner(layout))
+    bench = Bench(watched, saving=Saving(1 << 24, least_tokens=8, patience=1))
+    talks = [words(30 + number, 60) for number in range(6)]  # more than there are sequences
+    returns = [[(*talk, *said(talk), 42)] for talk in talks]
+    for prompts in [*script(said), *([talk] for talk in talks), *returns, *script(said)]:
+        for prompt, answer in zip(prompts, bench.ask(*prompts), strict=True):
+            said(prompt)
+            answer.check_same(expected[prompt])
+    assert watched.num_restored
 
 
 @pytest.mark.parametrize("drafter", ["none", "lookup", "wrong", "mostly right"])
