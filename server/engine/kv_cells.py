@@ -19,6 +19,7 @@ from server.engine.sequence import Sequence
 _MOST_WAITS = 3
 _MOST_SAVED = 256
 _MUCH_LESS = 4
+_MOST_MOVED_BYTES = 64 << 20  # in one step: some milliseconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,14 +30,14 @@ class Saving:
         most_bytes: that saved prefixes may take; 0 to save nothing.
         least_tokens: that nobody else has; fewer are computed again sooner than they are worth their bytes. Half as
             many must be gained by bringing a prefix back.
-        patience: steps that a finished sequence stays in place while others decode: a conversation that goes on at
-            once finds it there. ``None`` until its cells or itself are needed.
+        patience: steps of others that a finished sequence stays in place for. ``None`` until its cells or itself are
+            needed.
 
     """
 
     most_bytes: int = 0
-    least_tokens: int = 64
-    patience: int | None = 32
+    least_tokens: int = 16
+    patience: int | None = 4
 
 
 _log = logging.getLogger(__name__)
@@ -183,16 +184,21 @@ class KVCells:
         return True
 
     def clear_away(self) -> None:
-        """Before a step: if something decodes, move one sequence that was finished long ago to main memory.
+        """Before a step: move sequences that were finished some steps ago to main memory.
 
         Attention passes over all cells up to the last one that is used, whosever they are.
         """
-        if self._patience is None or not any(sequence.is_decoding for sequence in self._placed.values()):
+        if self._patience is None or not self._placed:
             return
         self._num_steps += 1
-        sequence_id = next(iter(self._finished), None)
-        if sequence_id is None or self._num_steps - self._finished[sequence_id] < self._patience:
-            return
+        num_bytes = self._num_saved_bytes
+        while self._num_saved_bytes - num_bytes < _MOST_MOVED_BYTES:
+            sequence_id = next(iter(self._finished), None)
+            if sequence_id is None or self._num_steps - self._finished[sequence_id] < self._patience:
+                return
+            self._move(sequence_id)
+
+    def _move(self, sequence_id: int) -> None:
         del self._finished[sequence_id]
         if self._prefixes.state(sequence_id) is not SequenceState.IDLE:
             return
