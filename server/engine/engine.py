@@ -55,7 +55,7 @@ class EngineOptions:
     """
 
     queue_size: int = 64
-    inter_token_target: float = 0.2
+    inter_token_target: float = 0.5
     isolates_keys: bool = False
     public_prefixes: Several[Tokens] = ()
     least_wait: int = 32

@@ -37,7 +37,7 @@ class Saving:
 
     most_bytes: int = 0
     least_tokens: int = 16
-    patience: int | None = 4
+    patience: int | None = 1
 
 
 _log = logging.getLogger(__name__)

@@ -73,6 +73,7 @@ class PoolConfig:
         queue_size: requests of one model that may wait for a sequence or for KV cells; more are refused with 429.
         batch_size: most tokens that one step computes; a cancelled prompt stops after at most this many.
         inter_token_target_ms: while streams decode, prompts are computed in chunks that keep one step under this time.
+            Less is smoother for who reads, and later for who waits with a long prompt. It matters on slow machines.
         prefix_isolation: "off" lets all requests share what their prompts begin with; with "key" only those with the
             same API key do, so that nobody can tell by the time to the first token what somebody else has asked.
         public_system_prompts: system prompts that requests share in spite of prefix_isolation, each exactly as
@@ -97,7 +98,7 @@ class PoolConfig:
     max_sequences: int = 16
     queue_size: int = 64
     batch_size: int = 512
-    inter_token_target_ms: int = 200
+    inter_token_target_ms: int = 500
     prefix_isolation: PrefixIsolation = PrefixIsolation.OFF
     public_system_prompts: tuple[str, ...] = ()
     prefix_memory: MemorySize = "auto"
