@@ -1,6 +1,6 @@
 """Writes table and plot of several runs of ``compare_servers.py`` together: of different scenarios, or models.
 
-The first file's facts are shown, and its figures win where a scenario was measured more than once.
+The first file's facts are shown; where a scenario was measured more than once, the last file's figures.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def main() -> None:
     results = Results(first["reference"], servers, all_scenarios(Lengths()), first["facts"])
     results.failures.extend(first["failures"])
     for run in arguments.runs:
-        results.add_earlier(run.read_text())
+        results.take(run.read_text())
     arguments.output.mkdir(parents=True, exist_ok=True)
     (arguments.output / "table.md").write_text(markdown(results))
     (arguments.output / "results.json").write_text(as_json(results))

@@ -33,13 +33,14 @@ class Results:
         """Keep what a round has brought."""
         self.rounds.setdefault((scenario.key, server), []).append(figures)
 
-    def add_earlier(self, written: str) -> None:
-        """Take the figures of scenarios that were measured in another run, from what ``as_json`` has written."""
-        earlier = json.loads(written)
-        mine = {key for key, _ in self.rounds}
-        for entry in earlier["figures"]:
-            if entry["scenario"] not in mine and entry["server"] in self.servers:
-                self.rounds[entry["scenario"], entry["server"]] = entry["rounds"]
+    def take(self, written: str) -> None:
+        """Put in what ``as_json`` has written of another run; its scenarios replace those that are here."""
+        run = json.loads(written)
+        for entry in run["figures"]:
+            self.rounds[entry["scenario"], entry["server"]] = entry["rounds"]
+            if run["facts"].get("model") != self.facts.get("model"):
+                title = next(scenario.title for scenario in self.scenarios if scenario.key == entry["scenario"])
+                self.facts[f"model of {title!r}"] = run["facts"]["model"]
 
     def values(self, scenario: Scenario, server: str, measure: Measure) -> list[float]:
         """Return a figure of all rounds."""

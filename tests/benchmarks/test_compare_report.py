@@ -57,6 +57,16 @@ def test_every_round_is_kept(results: Results) -> None:
     }
 
 
+def test_another_run_replaces_its_scenarios_and_names_its_model(results: Results) -> None:
+    results.facts["model"] = "a.gguf"
+    other = Results("theirs", ["theirs", "ours"], [SCENARIO], {"model": "b.gguf"})
+    other.add(SCENARIO, "ours", {"tokens/s": 7.0, "first token": 1.0})
+    results.take(as_json(other))
+    assert results.values(SCENARIO, "ours", SPEED) == [7.0]
+    assert len(results.values(SCENARIO, "theirs", SPEED)) == 3
+    assert results.facts == {"hardware": "a machine", "model": "a.gguf", "model of 'one user'": "b.gguf"}
+
+
 def test_shares_are_told_as_median_and_highest() -> None:
     assert shares([0.01, 0.02, 0.5]) == "2% of all cores at the median, 50% at most"
     assert shares([]) == "unknown"
