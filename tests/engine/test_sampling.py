@@ -73,7 +73,7 @@ filters = st.builds(
     SamplingParameters,
     top_k=st.one_of(st.just(0), st.integers(1, 15)),
     top_p=st.one_of(st.just(1.0), st.floats(0, 1)),
-    min_p=st.one_of(st.just(0.0), st.floats(0, 1)),
+    min_p=st.one_of(st.just(0.0), st.floats(2.0**-100, 1)),
 )
 
 
