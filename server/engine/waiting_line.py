@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 
 from server.engine.sequence import Generation, Sequence
 
@@ -15,30 +15,30 @@ class WaitingLine:
 
     def __init__(self) -> None:
         self._lines: dict[Key, deque[Sequence]] = {}
+        self._num_waiting = 0
 
     def __len__(self) -> int:
-        return sum(len(line) for line in self._lines.values())
-
-    def __iter__(self) -> Iterator[Sequence]:
-        for line in self._lines.values():
-            yield from line
+        return self._num_waiting  # any thread may ask
 
     def extend(self, sequences: Iterable[Sequence]) -> None:
         """Have sequences queue up behind those of their key."""
         for sequence in sequences:
             self._lines.setdefault(sequence.generation.request.key, deque()).append(sequence)
+            self._num_waiting += 1
 
     def remove(self, generation: Generation) -> None:
         """Have all sequences of a generation leave."""
         key = generation.request.key
         line = self._lines.pop(key, deque())
         rest = deque(sequence for sequence in line if sequence.generation is not generation)
+        self._num_waiting -= len(line) - len(rest)
         if rest:
             self._lines[key] = rest
 
     def clear(self) -> None:
         """Have everybody leave."""
         self._lines.clear()
+        self._num_waiting = 0
 
     def admit(self, running: Iterable[Sequence], place: Callable[[Sequence], bool]) -> None:
         """Let in who can be placed: next is always the key with the fewest running sequences, of equals who came first.
@@ -69,5 +69,6 @@ class WaitingLine:
 
     def _leave(self, key: Key, sequence: Sequence) -> None:
         self._lines[key].remove(sequence)
+        self._num_waiting -= 1
         if not self._lines[key]:
             del self._lines[key]
