@@ -361,7 +361,8 @@ class Engine:
             self._cells.cut(sequence, min(sequence.num_computed, sequence.num_confirmed))
         except Exception as error:
             _log.exception("Sampling failed; the request is answered with an error.")
-            self._cells.cut(sequence, min(sequence.num_computed, len(sequence.tokens)))
+            num_sure = sequence.num_confirmed if draft else len(sequence.tokens)
+            self._cells.cut(sequence, min(sequence.num_computed, num_sure))
             self._fail([generation], _as_backend_error(error))
             return
         if generation.num_completion_tokens and generation.first_token_at is None:

@@ -19,7 +19,8 @@ from server.engine.sequence import Sequence
 _MOST_WAITS = 3
 _MOST_SAVED = 256
 _MUCH_LESS = 4
-_MOST_MOVED_BYTES = 64 << 20  # in one step: some milliseconds
+_MOST_MOVED_BYTES = 64 << 20  # before a step, some milliseconds; what comes last may be more
+_MOST_BYTES_AT_ONCE = 256 << 20  # what is larger stays in place until its cells are needed
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,8 +131,12 @@ class KVCells:
         if claim.displaced is not None:
             self._save(claim.displaced, spared=claim.source)
         # before anything is evicted, which may be the source
-        if not claim.length or not self._bring(claim):
+        num_brought = self._bring(claim) if claim.length else 0
+        if num_brought == 0:
             self.forget(sequence)
+        elif num_brought < claim.length:
+            sequence.num_computed = num_brought
+            self._prefixes.update(claim.sequence_id, num_brought)
         self._reserve()
         if self._num_reserved > self._num_cells:  # it was let in for what it would share, and cannot
             self.release(sequence)
@@ -225,39 +230,45 @@ class KVCells:
     def _is_waiting(self, sequence: Sequence) -> bool:
         return sequence.wait is not None and not self._prefixes.is_over(sequence.wait)
 
-    def _bring(self, claim: Claim) -> bool:
-        """Have the cells of a claimed sequence hold what was found for it."""
+    def _bring(self, claim: Claim) -> int:
+        """Have the cells of a claimed sequence hold what was found for it, and return how many tokens they do hold."""
         state = self._states.get(claim.source)
         if state is not None:
             return self._restore(claim, state)
         if self._runner.share_prefix(claim.source, claim.sequence_id, claim.length):
-            return True
+            return claim.length
         if self._runner.shape.memory.window_len:
             self._prefixes.shrink(claim.source)
-            return False
+            return 0
         _log.warning("The model's memory cannot share prefixes as expected; prompts are computed whole from now on.")
         self._prefixes.stop()
         self._saving, self._patience = Saving(), None
         self.close()
-        return False
+        return 0
 
-    def _restore(self, claim: Claim, state: State) -> bool:
+    def _restore(self, claim: Claim, state: State) -> int:
         """Bring back what was saved, and cut it: first all of it has to find room, also what is shared afterwards."""
         target, source, joined = claim.sequence_id, claim.source, claim.joined
         excess = self._prefixes.num_tokens(source) - claim.length
-        while self._prefixes.num_cells + claim.num_joined + excess > self._num_cells:
-            if not self.evict(spared=source):
-                return False
+        has_room = True
+        while has_room and self._prefixes.num_cells + claim.num_joined + excess > self._num_cells:
+            has_room = self.evict(spared=source)
         if joined is not None and self._prefixes.state(joined) is SequenceState.FREE:
-            joined = None  # it had to make room
+            joined = None  # it had to make room, and whoever shares its cells does not share these
+            self._prefixes.update(target, 0)
+            self._prefixes.update(target, claim.length)
+        if not has_room:
+            is_shared = joined is not None and self._runner.share_prefix(joined, target, claim.num_joined)
+            return claim.num_joined if is_shared else 0
         self._runner.clear(target)
         is_there = self._runner.restore(target, state)
         is_there = is_there and (not excess or self._runner.share_prefix(target, target, claim.length))
         if is_there and (joined is None or self._runner.join_prefix(joined, target, claim.num_joined)):
-            return True
-        _log.warning("A prompt that was saved in main memory could not be brought back; it is computed again.")
-        self._drop(source)
-        return False
+            return claim.length
+        if self._runner.shape.memory.is_unified:  # elsewhere a copy that is not made yet may be in the way
+            _log.warning("A prompt that was saved in main memory could not be brought back; it is computed again.")
+            self._drop(source)
+        return 0
 
     def _save(self, held: Held, *, spared: int | None = None) -> None:
         """Keep a copy of what a sequence has to give up, if it is worth that."""
@@ -295,7 +306,10 @@ class KVCells:
         if self._prefixes.num_idle_cells(sequence_id) < self._saving.least_tokens:
             return False
         held = self._prefixes.held(sequence_id)
-        return held.num_lost < self._saving.least_tokens or self._find_bytes(held, below=held.loss / _MUCH_LESS)
+        if held.num_lost < self._saving.least_tokens:
+            return True
+        is_quick = self._runner.num_state_bytes(sequence_id) <= _MOST_BYTES_AT_ONCE
+        return is_quick and self._find_bytes(held, below=held.loss / _MUCH_LESS)
 
     def _drop(self, saved: int) -> None:
         self._prefixes.forget(saved)

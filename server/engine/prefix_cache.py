@@ -229,6 +229,8 @@ class PrefixCache:
         if not available:
             return None
         found = self._search(prompt[:-1], key)
+        if room is not None and num_reserved > room:
+            found.saved, found.num_saved = None, 0  # what is brought back shares no cells, and would not be let in
         length = found.num_saved or found.length
         if can_wait and found.computing is not None and found.promised - length >= self._least_wait:
             return Wait(found.computing.sequence_id, found.awaited, found.computing.number, length)

@@ -219,8 +219,14 @@ def _engine_options(config: PoolConfig, plan: LoadPlan, template: ChatTemplate, 
         new_drafter=(lambda: PromptLookup(acceptance)) if config.speculation is Speculation.PROMPT_LOOKUP else None,
         device_sampling=config.device_sampling,
         # On a GPU idle cells cost little, and reading them many small copies: they stay until others need them.
-        saving=Saving(plan.prefix_memory, patience=None) if plan.load.gpu_layers else Saving(plan.prefix_memory),
+        saving=_saving(plan),
     )
+
+
+def _saving(plan: LoadPlan) -> Saving:
+    if plan.context.flash_attention == "off":
+        return Saving()  # values are transposed then: each token of each row would be a copy of its own
+    return Saving(plan.prefix_memory, patience=None) if plan.load.gpu_layers else Saving(plan.prefix_memory)
 
 
 def _system_prefix(text: str, index: int, template: ChatTemplate, model: LlamaModel) -> Tokens:

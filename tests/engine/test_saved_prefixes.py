@@ -7,7 +7,7 @@ import time
 
 import numpy as np
 import pytest
-from scripted import LETTERS, Harness, Model, ScriptedRunner, babbling
+from scripted import LETTERS, NUM_LETTERS, Harness, Model, ScriptedRunner, babbling
 
 from server.engine.engine import EngineStatus
 from server.engine.kv_cells import Saving
@@ -392,3 +392,45 @@ def test_an_engine_that_ends_gives_main_memory_back() -> None:
         assert bench.engine.close(10)
     assert bench.engine.status.num_saved == bench.engine.status.num_saved_bytes == 0
     assert not bench.engine._cells._states
+
+
+def letters_of(seed: int, number: int) -> list[int]:
+    return [*map(int, np.random.default_rng(seed).integers(1, NUM_LETTERS, number))]
+
+
+def test_who_shares_cells_in_use_is_let_in_although_more_is_saved() -> None:
+    bench = harness(Saving(100_000, 16, patience=1), num_cells=300)
+    common, own = letters_of(1, 100), letters_of(2, 50)
+    cached(bench, common + own, max_tokens=1)
+    cached(bench, letters_of(3, 20), max_tokens=10)
+    assert bench.runner.num_saved >= 1
+    bench.submit([*common, 7], max_tokens=60)
+    bench.submit(letters_of(4, 60), max_tokens=30)
+    bench.step(2)
+    tight = bench.submit([*common, *own[:10], 5], max_tokens=5)
+    bench.step()
+    assert bench.heard[tight].events  # it has begun, though 116 cells of its own would not be there
+    bench.run()
+    assert bench.heard[tight].finished.usage.cached_tokens >= len(common)
+
+
+def test_cells_are_counted_right_when_the_one_to_share_with_has_to_make_room() -> None:
+    bench = harness(Saving(100_000, 16, patience=1), num_cells=310)
+    common, own = letters_of(1, 90), letters_of(2, 90)
+    cached(bench, common + own, max_tokens=1)
+    bench.submit(letters_of(4, 20), max_tokens=20)
+    bench.step(3)
+    assert bench.runner.num_saved == 1
+    leader = bench.submit(common + letters_of(5, 30), max_tokens=4)
+    bench.step()
+    bench.submit([*common, 7], max_tokens=30)
+    while not (leader in bench.heard and bench.heard[leader].is_over):
+        bench.step()
+    returning = bench.submit([*common, *own[:30], 5], max_tokens=5)
+    bench.step()
+    assert bench.runner.num_restored == 2
+    # nothing is idle now, so that what is held is held by those who have reserved it
+    assert bench.engine.status.num_running == 3
+    assert bench.engine.status.num_reserved_cells >= bench.runner.num_cells_used
+    bench.run()
+    assert bench.heard[returning].finished.usage.cached_tokens == 120
