@@ -25,6 +25,8 @@ _NUM_WIDTH_STEPS = 7
 _WIDTH_LIFETIME = 500
 _LARGEST_TRIAL = 4  # times the widest step that was seen
 
+_ANY_NUMBER = 1 << 30  # of tokens
+
 Values = npt.NDArray[np.float64]
 
 
@@ -47,10 +49,10 @@ class Prices:
         """Return how many tokens after ``context`` computed ones take at most ``seconds``."""
         linear, quadratic = self.per_token + self.per_context * context, self.per_context / 2
         if linear <= 0:
-            return 1 << 30
+            return _ANY_NUMBER
         # the root of quadratic n² + linear n = seconds, in the form that has no cancellation
         root = 2 * seconds / (linear + (linear * linear + 4 * quadratic * seconds) ** 0.5)
-        return int(root * (1 + 1e-12))
+        return int(min(root * (1 + 1e-12), _ANY_NUMBER))
 
 
 @dataclass(frozen=True, slots=True)

@@ -309,7 +309,8 @@ def test_a_model_that_is_whole_on_the_gpu_only_grows_with_memory(
 ) -> None:
     less = fitting({"CPU": cpu, "GPU0": gpu}, header=SMALL).choose()
     more = fitting({"CPU": cpu + more_cpu, "GPU0": gpu + more_gpu}, header=SMALL).choose()
-    if less.candidate.gpu_layers == 5:
+    # with a context below 4096 it is the last resort, before which some layers with a longer context come
+    if less.candidate.gpu_layers == 5 and less.candidate.sequence_len >= 4096:
         assert more.candidate.gpu_layers == 5
         assert more.candidate.sequence_len >= less.candidate.sequence_len
         assert more.candidate.cells >= less.candidate.cells
