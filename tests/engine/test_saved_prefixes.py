@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import time
 
 import numpy as np
 import pytest
@@ -384,14 +383,11 @@ def test_an_engine_that_ends_gives_main_memory_back() -> None:
         for number in range(6):
             generation_id = bench.submit(conversation(number), max_tokens=2)
             bench.wait_for(generation_id, lambda heard: heard.is_over)
-        deadline = time.monotonic() + 10
-        while bench.engine.status.num_saved < 2 and time.monotonic() < deadline:
-            time.sleep(0.001)
+        # what the fifth and the sixth displaced was saved before they were computed
         assert bench.engine.status.num_saved == 2
     finally:
         assert bench.engine.close(10)
     assert bench.engine.status.num_saved == bench.engine.status.num_saved_bytes == 0
-    assert not bench.engine._cells._states
 
 
 def letters_of(seed: int, number: int) -> list[int]:
