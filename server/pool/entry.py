@@ -243,7 +243,8 @@ class Entry:
         """How far the load is that somebody waits for."""
         if self.residence is Residence.LOADING and self.monitor is not None:
             return LoadProgress(self.monitor.fraction)
-        return LoadProgress(0.0, is_queued=True) if self.waiters else None
+        # Between the load's end and the turn that serves them, the waiters wait for memory no more.
+        return LoadProgress(0.0, is_queued=True) if self.waiters and not self.is_usable else None
 
     @property
     def context_length(self) -> int | None:

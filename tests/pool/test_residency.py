@@ -382,6 +382,24 @@ async def test_progress_is_that_of_the_load(model_path: Path, loader: Loader) ->
         assert pool.progress("a") is None
 
 
+async def test_progress_never_falls_back(model_path: Path, loader: Loader) -> None:
+    async with opened(models_of(model_path, "a"), loader) as pool:
+        loader.gate = threading.Event()
+        waiting = asyncio.create_task(pool.lease("a"))
+        await until(lambda: loader.num_loads == 1)
+        loader.gate.set()
+        seen: list[LoadProgress] = []
+        async with asyncio.timeout(TIMEOUT):
+            while not waiting.done():
+                if (progress := pool.progress("a")) is not None:
+                    seen.append(progress)
+                await asyncio.sleep(0)  # every pass of the loop is looked at, that of the load's end too
+        waiting.result().release()
+        assert seen
+        assert not any(progress.is_queued for progress in seen)
+        assert [progress.fraction for progress in seen] == sorted(progress.fraction for progress in seen)
+
+
 async def test_a_request_waits_as_long_as_it_may(model_path: Path, loader: Loader) -> None:
     config = pool_config(load_timeout=Duration("50ms"))
     async with opened(models_of(model_path, "a"), loader, config) as pool:
