@@ -1,0 +1,330 @@
+"""The index: every model once, under names that follow rules, and nothing read without need."""
+
+import json
+import os
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from made_stores import HOUR_NS, gguf_bytes, index_of, put, put_hub, put_ollama
+
+from server.store import header_cache, lookout, regular_file
+from server.store.header_cache import HeaderCache
+from server.store.model_index import Listing, ModelIndex
+from server.store.places import Place, Source
+
+
+def names(listing: Listing) -> list[str | None]:
+    return [entry.name for entry in listing.entries]
+
+
+def problems(listing: Listing) -> dict[str | None, str | None]:
+    return {entry.name: entry.problem for entry in listing.entries}
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """Count what is opened, by path."""
+    counts: Counter[str] = Counter()
+    real = os.open
+
+    def counting(path: str, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
+        counts[os.fspath(path)] += 1
+        return real(path, flags, mode, dir_fd=dir_fd)
+
+    for module in (regular_file, lookout, header_cache):
+        monkeypatch.setattr(module.os, "open", counting)
+    return counts
+
+
+def test_lists_all_places_together(tmp_path: Path) -> None:
+    put(tmp_path / "own" / "Mine-Q4_K_M.gguf")
+    put(tmp_path / "mine" / "old" / "other.q8_0.gguf")
+    put_ollama(tmp_path / "ollama", "registry.ollama.ai/library/llama3.1/8b")
+    put_hub(tmp_path / "hub", "owner/Name-GGUF", "Name-Q5_K_S.gguf")
+    put(tmp_path / "studio" / "maker" / "Thing-GGUF" / "Thing-Q6_K.gguf")
+    listing = index_of(
+        (Source.OWN, tmp_path / "own"),
+        (Source.FOLDER, tmp_path / "mine"),
+        (Source.OLLAMA, tmp_path / "ollama"),
+        (Source.HUGGING_FACE, tmp_path / "hub"),
+        (Source.LM_STUDIO, tmp_path / "studio"),
+    ).listing()
+
+    assert names(listing) == [
+        "hf.co/maker/Thing-GGUF:Q6_K",
+        "hf.co/owner/Name-GGUF:Q5_K_S",
+        "llama3.1:8b",
+        "Mine:Q4_K_M",
+        "other:Q8_0",
+    ]
+    assert not listing.complaints
+    assert set(problems(listing).values()) == {None}
+
+
+def test_a_thousand_files_open_nothing(tmp_path: Path, opened: Counter[str]) -> None:
+    for number in range(1000):
+        put(tmp_path / "models" / f"{number % 10}" / f"model-{number}-Q4_K_M.gguf", gguf_bytes(padding=number))
+    index = index_of((Source.FOLDER, tmp_path / "models"))
+
+    assert len(index.listing().entries) == 1000
+    assert index.refresh() is index.refresh()
+    assert not opened
+
+    index.facts(index.listing().entries[7].main.found)
+    index.facts(index.listing().entries[7].main.found)
+    assert sum(opened.values()) == 1
+
+
+def test_what_was_read_is_remembered_between_runs(tmp_path: Path, opened: Counter[str]) -> None:
+    put(tmp_path / "models" / "a.gguf", gguf_bytes({"general.name": "A", "general.license": "mit"}))
+    for _ in range(3):
+        index = index_of((Source.FOLDER, tmp_path / "models"), cache=HeaderCache(tmp_path / "cache" / "headers.json"))
+        facts = index.facts(index.listing().entries[0].main.found)
+        index.save()
+
+        assert (facts.architecture, facts.name, facts.license) == ("llama", "A", "mit")
+    assert opened[str(tmp_path / "models" / "a.gguf")] == 1
+
+
+def test_a_file_that_changed_is_read_again(tmp_path: Path) -> None:
+    path = put(tmp_path / "a.gguf", gguf_bytes({"general.name": "old"}))
+    index = index_of((Source.FOLDER, tmp_path))
+    assert index.facts(index.listing().entries[0].main.found).name == "old"
+
+    path.write_bytes(gguf_bytes({"general.name": "newer"}))
+    assert index.facts(index.refresh().entries[0].main.found).name == "newer"
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", '{"version": 1}', '{"version": 1, "files": [1]}', '{"version": 9, "files": {}}', "[" * 9999]
+)
+def test_a_broken_cache_is_no_cache(tmp_path: Path, text: str) -> None:
+    put(tmp_path / "models" / "a.gguf")
+    (tmp_path / "headers.json").write_text(text)
+    index = index_of((Source.FOLDER, tmp_path / "models"), cache=HeaderCache(tmp_path / "headers.json"))
+
+    assert index.facts(index.listing().entries[0].main.found).architecture == "llama"
+    index.save()
+    assert len(json.loads((tmp_path / "headers.json").read_text())["files"]) == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"identity": [1, 2]},
+        {"identity": "x"},
+        {"facts": {"architecture": "gpt"}},
+        {"facts": "x"},
+        {"sample": 5},
+        {"digest": []},
+    ],
+)
+def test_broken_records_are_forgotten(tmp_path: Path, change: dict[str, object]) -> None:
+    put(tmp_path / "models" / "a.gguf")
+    place, file = (Source.FOLDER, tmp_path / "models"), tmp_path / "headers.json"
+    index = index_of(place, cache=HeaderCache(file))
+    index.facts(index.listing().entries[0].main.found)
+    index.save()
+    content = json.loads(file.read_text())
+    next(iter(content["files"].values())).update(change)
+    file.write_text(json.dumps(content))
+
+    again = index_of(place, cache=HeaderCache(file))
+    assert again.known_facts(again.listing().entries[0].main.found) is None
+
+
+def test_the_cache_drops_files_that_are_gone(tmp_path: Path) -> None:
+    path, file = put(tmp_path / "models" / "a.gguf"), tmp_path / "headers.json"
+    index = index_of((Source.FOLDER, tmp_path / "models"), cache=HeaderCache(file))
+    index.facts(index.listing().entries[0].main.found)
+    index.save()
+    path.unlink()
+    index.refresh()
+    index.save()
+
+    assert json.loads(file.read_text())["files"] == {}
+
+
+def test_a_cache_that_cannot_be_written_is_only_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    put(tmp_path / "models" / "a.gguf")
+    put(tmp_path / "file")
+    index = index_of((Source.FOLDER, tmp_path / "models"), cache=HeaderCache(tmp_path / "file" / "headers.json"))
+    index.facts(index.listing().entries[0].main.found)
+    index.save()
+
+    assert "cannot be remembered" in caplog.text
+
+
+def test_notices_changes(tmp_path: Path) -> None:
+    put(tmp_path / "a.gguf")
+    index = index_of((Source.FOLDER, tmp_path))
+    first = index.listing()
+    assert names(index.refresh()) == ["a"]
+    assert index.refresh() is first
+
+    put(tmp_path / "deep" / "b.gguf")
+    assert names(index.refresh()) == ["a", "b"]
+    put(tmp_path / "deep" / "c.gguf")
+    assert names(index.refresh()) == ["a", "b", "c"]
+    (tmp_path / "a.gguf").unlink()
+    assert names(index.refresh()) == ["b", "c"]
+
+
+def test_looks_again_only_after_a_while_or_for_a_name_that_is_missing(tmp_path: Path) -> None:
+    now = 0.0
+    place = Place(Source.FOLDER, tmp_path)
+    index = ModelIndex([place], HeaderCache(None), clock=lambda: now)
+    assert names(index.listing()) == []
+    put(tmp_path / "a.gguf")
+    assert names(index.listing()) == []
+    assert index.find("a") is not None
+    put(tmp_path / "b.gguf")
+    now += 3
+    assert names(index.listing()) == ["a", "b"]
+
+
+def test_a_change_within_the_clock_tick_of_the_last_one_is_noticed(tmp_path: Path) -> None:
+    put(tmp_path / "a.gguf")
+    moment = tmp_path.stat().st_mtime_ns
+    index = ModelIndex([Place(Source.FOLDER, tmp_path)], HeaderCache(None), now_ns=lambda: moment + 1)
+    index.listing()
+    put(tmp_path / "b.gguf")
+    os.utime(tmp_path, ns=(moment, moment))
+
+    assert names(index.refresh()) == ["a", "b"]
+
+
+def test_a_place_that_appears_later_is_found(tmp_path: Path) -> None:
+    index = index_of((Source.FOLDER, tmp_path / "later"), (Source.OLLAMA, tmp_path / "ollama"))
+    assert names(index.listing()) == []
+    put(tmp_path / "later" / "a.gguf")
+    put_ollama(tmp_path / "ollama", "registry.ollama.ai/library/b/latest")
+
+    assert names(index.refresh()) == ["a", "b:latest"]
+
+
+def test_copies_with_the_same_digest_are_shown_once(tmp_path: Path, opened: Counter[str]) -> None:
+    data = gguf_bytes({"general.name": "the same"})
+    put_hub(tmp_path / "hub", "owner/Name-GGUF", "Name-Q5_K_S.gguf", data)
+    put_ollama(tmp_path / "ollama", "hf.co/owner/Name-GGUF/Q5_K_S", data, [("params", b"{}")])
+    put_ollama(tmp_path / "ollama", "registry.ollama.ai/library/name/latest", data, [("params", b"{}")])
+    opened.clear()
+    listing = index_of((Source.HUGGING_FACE, tmp_path / "hub"), (Source.OLLAMA, tmp_path / "ollama")).listing()
+
+    (entry,) = listing.entries
+    assert entry.name == "hf.co/owner/Name-GGUF:Q5_K_S"
+    assert "name:latest" in entry.names
+    assert entry.digest is not None
+    assert not [path for path in opened if entry.digest in path]
+    found = listing.find("name")
+    assert found is not None
+    assert found.found.ollama is not None
+
+
+def test_the_same_weights_with_another_template_are_another_model(tmp_path: Path) -> None:
+    data = gguf_bytes()
+    put(tmp_path / "models" / "bare.gguf", data)
+    put_ollama(tmp_path / "ollama", "registry.ollama.ai/library/plain/latest", data)
+    put_ollama(tmp_path / "ollama", "registry.ollama.ai/library/copied/latest", data)
+    put_ollama(tmp_path / "ollama", "registry.ollama.ai/library/pirate/latest", data, [("system", b"Arr!")])
+    listing = index_of((Source.OLLAMA, tmp_path / "ollama"), (Source.FOLDER, tmp_path / "models")).listing()
+
+    assert [entry.names for entry in listing.entries] == [
+        ("copied:latest", "plain:latest", "bare", "models/bare"),
+        ("pirate:latest",),
+    ]
+
+
+def test_copies_without_a_digest_are_found_by_samples(tmp_path: Path, opened: Counter[str]) -> None:
+    data = gguf_bytes(padding=50_000)
+    put(tmp_path / "one" / "model-Q8_0.gguf", data)
+    put(tmp_path / "two" / "copy-Q8_0.gguf", data)
+    put(tmp_path / "two" / "differs-Q8_0.gguf", data[:-1] + b"x")
+    put(tmp_path / "two" / "larger-Q8_0.gguf", data + b"x")
+    listing = index_of((Source.FOLDER, tmp_path / "one"), (Source.FOLDER, tmp_path / "two")).listing()
+
+    assert names(listing) == ["differs:Q8_0", "larger:Q8_0", "model:Q8_0"]
+    assert listing.entries[2].names[:2] == ("model:Q8_0", "one/model:Q8_0")
+    assert "copy:Q8_0" in listing.entries[2].names
+    assert len(opened) == 3
+
+
+def test_a_file_reached_in_two_ways_is_shown_once(tmp_path: Path) -> None:
+    path = put(tmp_path / "one" / "a.gguf")
+    (tmp_path / "two").mkdir()
+    os.link(path, tmp_path / "two" / "hard.gguf")
+    (tmp_path / "two" / "soft.gguf").symlink_to(path)
+    index = index_of((Source.FOLDER, tmp_path / "one"), (Source.FOLDER, tmp_path / "two"), (Source.FOLDER, tmp_path))
+
+    (entry,) = index.listing().entries
+    assert entry.name == "a"
+    assert {"hard", "soft"} < set(entry.names)
+
+
+def test_different_digests_are_different_models_whatever_their_samples(tmp_path: Path) -> None:
+    data = gguf_bytes(padding=1_000_000)
+    for name, each in (("a", data), ("b", data[:-90_000] + b"x" + data[-89_999:])):
+        put_ollama(tmp_path / "ollama", f"registry.ollama.ai/library/{name}/latest", each)
+    put(tmp_path / "models" / "bare.gguf", data)
+    listing = index_of((Source.OLLAMA, tmp_path / "ollama"), (Source.FOLDER, tmp_path / "models")).listing()
+
+    assert [entry.name for entry in listing.entries] == ["a:latest", "b:latest"]
+
+
+def test_a_name_goes_to_the_first_place_and_the_other_file_gets_a_longer_one(tmp_path: Path) -> None:
+    put(tmp_path / "own" / "m-Q4_K_M.gguf")
+    put(tmp_path / "mine" / "m-Q4_K_M.gguf")
+    put(tmp_path / "mine" / "deep" / "m-Q4_K_M.gguf")
+    listing = index_of((Source.OWN, tmp_path / "own"), (Source.FOLDER, tmp_path / "mine")).listing()
+
+    assert names(listing) == ["deep/m:Q4_K_M", "m:Q4_K_M", "mine/m:Q4_K_M"]
+    found = listing.find("M:q4_k_m")
+    assert found is not None
+    assert found.found.path == tmp_path / "own" / "m-Q4_K_M.gguf"
+
+
+def test_what_cannot_be_used_takes_no_name_from_what_can(tmp_path: Path) -> None:
+    put(tmp_path / "own" / "m-Q4_K_M-00001-of-00002.gguf")
+    put(tmp_path / "mine" / "m-Q4_K_M.gguf")
+    listing = index_of((Source.OWN, tmp_path / "own"), (Source.FOLDER, tmp_path / "mine")).listing()
+    found = listing.find("m")
+
+    assert found is not None
+    assert found.found.path.parent.name == "mine"
+
+
+def test_a_file_whose_names_are_all_taken_is_listed_with_that_problem(tmp_path: Path) -> None:
+    put(tmp_path / "a b.gguf")
+    put(tmp_path / "a-b.gguf")
+    assert names(index_of((Source.FOLDER, tmp_path)).listing()) == ["a-b", f"{tmp_path.name}/a-b"]
+
+    put(tmp_path / "a~b.gguf")
+    nameless = index_of((Source.FOLDER, tmp_path)).listing().entries[-1]
+    assert nameless.name is None
+    assert nameless.problem == "has no name: a-b is another file; rename one of them"
+
+
+def test_a_name_without_variant_means_the_default_or_the_only_one(tmp_path: Path) -> None:
+    for file in ("a-Q8_0", "b-Q8_0", "b-Q4_K_M", "c-Q8_0", "c-Q6_K"):
+        put(tmp_path / f"{file}.gguf")
+    put_hub(tmp_path / "hub", "o/R-GGUF", "R-Q8_0.gguf")
+    listing = index_of((Source.FOLDER, tmp_path), (Source.HUGGING_FACE, tmp_path / "hub")).listing()
+
+    def meant(name: str) -> str | None:
+        found = listing.find(name)
+        return found.names[0] if found else None
+
+    assert [meant(name) for name in ("a", "B", "c", "hf.co/o/r-gguf")] == [
+        "a:Q8_0",
+        "b:Q4_K_M",
+        None,
+        "hf.co/o/R-GGUF:Q8_0",
+    ]
+    assert sorted(listing.variants("C")) == ["c:Q6_K", "c:Q8_0"]
+
+
+def test_time_does_not_matter_to_an_index_that_is_asked_for_the_present(tmp_path: Path) -> None:
+    index = ModelIndex([Place(Source.OWN, tmp_path)], HeaderCache(None), clock=lambda: 0.0, now_ns=lambda: HOUR_NS)
+    put(tmp_path / "a.gguf")
+    assert names(index.refresh()) == ["a"]
