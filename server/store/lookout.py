@@ -91,9 +91,11 @@ class Lookout:
         except (OSError, ValueError) as error:  # ValueError: a NUL character in the path
             self.complain(directory, f"cannot be read: {_reason(error)}")
             return []
+        was_full = self._num_entries > _MOST_ENTRIES
         self._num_entries += len(entries)
         if self._num_entries > _MOST_ENTRIES:
-            self.complain(directory, f"is not listed: there are more than {_MOST_ENTRIES} files in this place")
+            if not was_full:
+                self.complain(directory, f"is not listed: there are more than {_MOST_ENTRIES} files in this place")
             return []
         return sorted(entries, key=lambda entry: entry.name)
 

@@ -17,7 +17,7 @@ from server.core.model_spec import parse_model_spec
 HUGGING_FACE = "hf.co"
 
 _QUANTIZATION = re.compile(
-    r"(?:(?P<base>.*)[-._])?(?P<quantization>"
+    r"(?:(?P<base>.*?)[-._])?(?P<quantization>"
     r"(?:UD-)?(?:IQ[1-9]_(?:XXS|XS|S|M|NL|XL|L)|I?Q[1-9]_K(?:_(?:XXS|XS|S|M|L|XL|XXL|P))?|Q[1-9]_[01](?:_[48]_[48])?"
     r"|Q[1-9]|TQ[12]_0|MXFP4(?:_MOE)?|NVFP4|BF16|FP?16|FP?32))",
     re.IGNORECASE | re.DOTALL,

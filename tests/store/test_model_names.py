@@ -100,7 +100,7 @@ def test_a_projector_may_bear_the_name_of_its_model(name: str, base: str) -> Non
         ("llama-7b/ggml-model-q4_0.gguf", ("llama-7b:Q4_0", "models/llama-7b:Q4_0")),
         ("Some Thing (v2)!.gguf", ("Some-Thing-v2", "models/Some-Thing-v2")),
         ("模型-Q4_0.gguf", ("model:Q4_0", "models/model:Q4_0")),
-        ("..--weird.gguf", ("weird", "models/weird")),
+        ("--weird.gguf", ("weird", "models/weird")),
         ("ünder_@a:b.gguf", ("nder_-a-b", "models/nder_-a-b")),
         (f"{'n' * 240}.gguf", ("n" * 240, "models/" + "n" * 240)),
         (f"{'n' * 248}.gguf", ("n" * 248,)),
