@@ -61,6 +61,13 @@ _FILE_TYPES = {
 }
 """llama.cpp's numbers for what most tensors of a file are."""
 
+_OF_OLLAMA = frozenset(
+    {"deepseekocr", "glm4moelite", "glmocr", "gptoss", "mllama", "nemotron_h_omni", "olmo3", "qwen25vl"}
+)
+"""Architectures under names that only Ollama gives them; its own llama.cpp translates them while it loads."""
+_OF_ENCODERS = ("v.", "mm.", "a.")
+"""Tensors of encoders for images and sound, which llama.cpp wants in a file of their own."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -206,6 +213,12 @@ def facts_of(header: GgufHeader) -> HeaderFacts:
     kind = "mmproj" if header.architecture == "clip" else header.text("general.type") or ""
     if kind in NOT_MODELS:
         return HeaderFacts(problem=f"{header.path} is {NOT_MODELS[kind]}, not a model")
+    has_encoder = any(tensor.name.startswith(_OF_ENCODERS) for tensor in header.tensors)
+    if has_encoder or header.architecture in _OF_OLLAMA:
+        what = "has its image encoder in the same file" if has_encoder else f"calls itself {header.architecture!r}"
+        return HeaderFacts(
+            problem=f"{header.path} {what}, as only Ollama reads it; use it @ollama, or download another file of it"
+        )
     return HeaderFacts(
         architecture=header.architecture,
         name=header.name,

@@ -1,8 +1,8 @@
 """Models in the cache of the Hugging Face libraries.
 
 The layout is documented at https://huggingface.co/docs/hub/local-cache. In a folder ``models--OWNER--NAME``, the file
-``snapshots/COMMIT/FILE`` is a link to ``blobs/HASH``, where the hash of a large file is its SHA-256; where the system has
-no links it is the file itself.
+``snapshots/COMMIT/FILE`` is a link to ``blobs/HASH``, where the hash of a large file is its SHA-256; where the system
+has no links it is the file itself.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ HOUR_NS = 3_600_000_000_000
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
-def gguf_bytes(entries: Mapping[str, str] = {}, padding: int = 0) -> bytes:  # noqa: B006 - never written to
+def gguf_bytes(entries: Mapping[str, str] = {}, padding: int = 0) -> bytes:
     """Return a header without tensors, and ``padding`` bytes more."""
     named = {"general.architecture": "llama", **entries}
     text = b"".join(_string(key) + struct.pack("<I", 8) + _string(value) for key, value in named.items())
@@ -68,7 +68,7 @@ def _layer(media_type: str, blobs: Path, data: bytes) -> dict[str, object]:
 
 
 def put_hub(root: Path, repository: str, file: str, data: bytes | None = None, commit: str = COMMIT) -> Path:
-    """Write a file of a repository to a cache of Hugging Face, as its libraries do; returns its path in the snapshot."""
+    """Write a file of a repository to a cache of Hugging Face, as its libraries do; returns its snapshot's file."""
     data = gguf_bytes({"general.name": repository + file}) if data is None else data
     home = root / ("models--" + repository.replace("/", "--"))
     blob = put(home / "blobs" / sha256(data).hexdigest(), data)

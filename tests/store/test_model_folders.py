@@ -86,9 +86,11 @@ def test_the_projector_of_a_repository_serves_all_its_folders(tmp_path: Path) ->
 def test_something_else_under_the_name_of_a_model_is_found_out_when_it_is_read(tmp_path: Path) -> None:
     put(tmp_path / "page.gguf", b"<!DOCTYPE html><title>404 Not Found</title>")
     put(tmp_path / "lora.gguf", gguf_bytes({"general.type": "adapter"}))
+    put(tmp_path / "old.gguf", gguf_bytes({"general.architecture": "gptoss"}))
     index = index_of((Source.FOLDER, tmp_path))
-    lora, page = index.listing().entries
+    lora, old, page = index.listing().entries
 
+    assert "as only Ollama reads it; use it @ollama" in (index.facts(old.main.found).problem or "")
     assert "is a LoRA adapter, not a model" in (index.facts(lora.main.found).problem or "")
     assert "a web page; the download went wrong" in (index.facts(page.main.found).problem or "")
 
@@ -169,7 +171,7 @@ def test_a_folder_that_fails_while_it_is_listed_is_complained_about(
             raise PermissionError(13, "Permission denied")
         return real(path)
 
-    monkeypatch.setattr(lookout_module.os, "scandir", failing)
+    monkeypatch.setattr(os, "scandir", failing)
     listing = index_of((Source.FOLDER, tmp_path)).listing()
 
     assert [entry.name for entry in listing.entries] == ["b"]

@@ -2,13 +2,13 @@
 
 import json
 import os
+import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
 from made_stores import HOUR_NS, gguf_bytes, index_of, put, put_hub, put_ollama
 
-from server.store import header_cache, lookout, regular_file
 from server.store.header_cache import HeaderCache
 from server.store.model_index import Listing, ModelIndex
 from server.store.places import Place, Source
@@ -22,19 +22,22 @@ def problems(listing: Listing) -> dict[str | None, str | None]:
     return {entry.name: entry.problem for entry in listing.entries}
 
 
+_opened: Counter[str] = Counter()
+
+
+def _count(event: str, arguments: tuple[object, ...]) -> None:
+    if event == "open" and isinstance(arguments[0], str | os.PathLike):
+        _opened[os.fspath(arguments[0])] += 1
+
+
+sys.addaudithook(_count)
+
+
 @pytest.fixture
-def opened(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """Count what is opened, by path."""
-    counts: Counter[str] = Counter()
-    real = os.open
-
-    def counting(path: str, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
-        counts[os.fspath(path)] += 1
-        return real(path, flags, mode, dir_fd=dir_fd)
-
-    for module in (regular_file, lookout, header_cache):
-        monkeypatch.setattr(module.os, "open", counting)
-    return counts
+def opened() -> Counter[str]:
+    """Count what is opened, by path and by whatever way."""
+    _opened.clear()
+    return _opened
 
 
 def test_lists_all_places_together(tmp_path: Path) -> None:
@@ -65,6 +68,7 @@ def test_lists_all_places_together(tmp_path: Path) -> None:
 def test_a_thousand_files_open_nothing(tmp_path: Path, opened: Counter[str]) -> None:
     for number in range(1000):
         put(tmp_path / "models" / f"{number % 10}" / f"model-{number}-Q4_K_M.gguf", gguf_bytes(padding=number))
+    opened.clear()
     index = index_of((Source.FOLDER, tmp_path / "models"))
 
     assert len(index.listing().entries) == 1000
@@ -78,6 +82,7 @@ def test_a_thousand_files_open_nothing(tmp_path: Path, opened: Counter[str]) -> 
 
 def test_what_was_read_is_remembered_between_runs(tmp_path: Path, opened: Counter[str]) -> None:
     put(tmp_path / "models" / "a.gguf", gguf_bytes({"general.name": "A", "general.license": "mit"}))
+    opened.clear()
     for _ in range(3):
         index = index_of((Source.FOLDER, tmp_path / "models"), cache=HeaderCache(tmp_path / "cache" / "headers.json"))
         facts = index.facts(index.listing().entries[0].main.found)
@@ -242,6 +247,7 @@ def test_copies_without_a_digest_are_found_by_samples(tmp_path: Path, opened: Co
     put(tmp_path / "two" / "copy-Q8_0.gguf", data)
     put(tmp_path / "two" / "differs-Q8_0.gguf", data[:-1] + b"x")
     put(tmp_path / "two" / "larger-Q8_0.gguf", data + b"x")
+    opened.clear()
     listing = index_of((Source.FOLDER, tmp_path / "one"), (Source.FOLDER, tmp_path / "two")).listing()
 
     assert names(listing) == ["differs:Q8_0", "larger:Q8_0", "model:Q8_0"]
