@@ -1,1 +1,1 @@
-"""Model files on disk: reading and checking GGUF headers."""
+"""Model files on disk: finding them, reading and checking GGUF headers, predicting what they take."""

@@ -7,21 +7,23 @@ it is. The language is described at https://pkg.go.dev/text/template.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 _MOST_CHARACTERS = 1 << 20
 _MOST_TOKENS = 50_000
 _DEEPEST = 40
+_SPACE = " \t\r\n"
 
-_ACTION = re.compile(
-    r"\{\{(?P<trim>-\s)?(?P<body>(?:\s*/\*.*?\*/\s*|\"(?:[^\"\\]|\\.)*\"|`[^`]*`|(?!-?\}\})[^\"`])*?)(?P<trim_end>\s-)?\}\}",
-    re.DOTALL,
-)
+_COMMENT = re.compile(r"\{\{(?:-\s+)?/\*")
+_TRIMMED_START = re.compile(r"\{\{-(?=\s)")
+_TRIMMED_END = re.compile(r"\s-\Z")
+_INSIDE = re.compile(r"""(?P<end>\}\})|"(?:[^"\\\n]|\\.)*"|`[^`]*`|[^"`}]+|\}""")
+"""What an action consists of; no two of these can begin at the same character."""
 _TOKEN = re.compile(
     r"""\s*(?:
     (?P<text>"(?:[^"\\\n]|\\.)*"|`[^`]*`)
-    |(?P<number>-?[0-9]+(?![\w.]))
+    |(?P<number>-?[0-9]{1,9}(?![\w.]))
     |(?P<operand>\$\w*(?:\.[A-Za-z_]\w*)*|(?:\.[A-Za-z_]\w*)+|\.(?![\w.]))
     |(?P<word>[A-Za-z_]\w*)
     |(?P<sign>:=|=|\(|\)|\||,)
@@ -59,6 +61,14 @@ class Operand:
 
 
 @dataclass(frozen=True, slots=True)
+class Access:
+    """Fields of a value in brackets: ``(index .Messages 0).Role``."""
+
+    value: Expression
+    fields: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Call:
     """A function and its arguments."""
 
@@ -66,7 +76,7 @@ class Call:
     arguments: tuple[Expression, ...]
 
 
-Expression = Text | Number | Operand | Call
+Expression = Text | Number | Operand | Access | Call
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +125,16 @@ class Jump:
 Node = Text | Show | Assign | If | Range | Jump
 
 
+def walk(nodes: Iterable[Node]) -> Iterator[Node]:
+    """Return all nodes, those inside others included."""
+    for node in nodes:
+        yield node
+        if isinstance(node, If):
+            yield from walk((*node.then, *node.otherwise))
+        elif isinstance(node, Range):
+            yield from walk((*node.body, *node.otherwise))
+
+
 def parse_go_template(source: str) -> tuple[Node, ...]:
     """Read a template.
 
@@ -133,8 +153,11 @@ def parse_go_template(source: str) -> tuple[Node, ...]:
 
 @dataclass(frozen=True, slots=True)
 class _Token:
+    """A word of an action; ``is_glued`` if no space is before it."""
+
     kind: str
     text: str
+    is_glued: bool = False
 
 
 _Piece = str | tuple[_Token, ...]
@@ -144,25 +167,35 @@ def _pieces(source: str) -> list[_Piece]:
     """Divide a template into text and the tokens of actions; white space that actions trim is gone."""
     pieces: list[_Piece] = []
     position, trims, num_tokens = 0, False, 0
-    for action in _ACTION.finditer(source):
-        text = source[position : action.start()]
-        if "{{" in text:
-            break
-        text = text.lstrip(" \t\r\n") if trims else text
-        pieces.append(text.rstrip(" \t\r\n") if action["trim"] else text)
-        position, trims = action.end(), action["trim_end"] is not None
-        body = action["body"]
-        if not body.strip().startswith("/*"):
-            tokens = tuple(_tokens(body))
+    while (start := source.find("{{", position)) >= 0:
+        end = _action_end(source, start)
+        trimmed_start, action = _TRIMMED_START.match(source, start), source[start + 2 : end - 2]
+        text = source[position:start].lstrip(_SPACE) if trims else source[position:start]
+        pieces.append(text.rstrip(_SPACE) if trimmed_start else text)
+        trims = _TRIMMED_END.search(action) is not None
+        if not _COMMENT.match(source, start):
+            tokens = tuple(_tokens(action[bool(trimmed_start) : len(action) - trims]))
             num_tokens += len(tokens)
             pieces.append(tokens)
-    rest = source[position:]
-    if "{{" in rest:
-        raise Untranslatable("has an action that does not end")
+        position = end
     if num_tokens > _MOST_TOKENS:
         raise Untranslatable(f"has more than {_MOST_TOKENS} words")
-    pieces.append(rest.lstrip(" \t\r\n") if trims else rest)
+    pieces.append(source[position:].lstrip(_SPACE) if trims else source[position:])
     return pieces
+
+
+def _action_end(source: str, start: int) -> int:
+    """Return where an action ends, which is not at brackets inside its texts and comments."""
+    position = start + 2
+    if comment := _COMMENT.match(source, start):
+        position = source.find("*/", comment.end()) + 2
+        if position < 2:
+            raise Untranslatable("has a comment that does not end")
+    while found := _INSIDE.match(source, position):
+        position = found.end()
+        if found["end"]:
+            return position
+    raise Untranslatable("has an action that does not end")
 
 
 def _tokens(body: str) -> Iterator[_Token]:
@@ -171,7 +204,7 @@ def _tokens(body: str) -> Iterator[_Token]:
         found = _TOKEN.match(body, position)
         if found is None or found.lastgroup is None:
             raise Untranslatable(f"uses {body[position:].strip()[:20]!r}")
-        yield _Token(found.lastgroup, found[found.lastgroup])
+        yield _Token(found.lastgroup, found[found.lastgroup], found.start(found.lastgroup) == position)
         position = found.end()
 
 
@@ -297,7 +330,7 @@ class _Expressions:
         token = self._next()
         if token.kind == "word" and token.text not in ("true", "false", "nil"):
             arguments: list[Expression] = []
-            while self._position < len(self._tokens) and self._tokens[self._position].text not in (")", "|"):
+            while not self._is_over():
                 arguments.append(self._argument(self._next(), depth))
             return Call(token.text, (*arguments, *piped))
         if piped:
@@ -309,7 +342,7 @@ class _Expressions:
             value = self.pipeline(depth + 1)
             if not self._takes(")"):
                 raise Untranslatable("has a bracket that does not close")
-            return value
+            return self._access(value)
         if token.kind == "text":
             return Text(_unquoted(token.text))
         if token.kind == "number":
@@ -322,6 +355,22 @@ class _Expressions:
             return Call(token.text, ())
         raise Untranslatable(f"uses {token.text!r} in an unknown way")
 
+    def _is_over(self) -> bool:
+        """Whether the command ends here."""
+        if self._position >= len(self._tokens):
+            return True
+        token = self._tokens[self._position]
+        return token.kind == "sign" and token.text in (")", "|")
+
+    def _access(self, value: Expression) -> Expression:
+        """Read fields that follow a bracket without a space; with one they would be another argument."""
+        if self._position < len(self._tokens):
+            token = self._tokens[self._position]
+            if token.is_glued and token.kind == "operand" and token.text.startswith("."):
+                self._position += 1
+                return Access(value, _operand(token.text).fields)
+        return value
+
     def _next(self) -> _Token:
         if self._position >= len(self._tokens):
             raise Untranslatable("has an action with something missing")
@@ -329,7 +378,10 @@ class _Expressions:
         return self._tokens[self._position - 1]
 
     def _takes(self, sign: str) -> bool:
-        is_there = self._position < len(self._tokens) and self._tokens[self._position] == _Token("sign", sign)
+        if self._position >= len(self._tokens):
+            return False
+        token = self._tokens[self._position]
+        is_there = token.kind == "sign" and token.text == sign
         self._position += is_there
         return is_there
 
@@ -347,8 +399,7 @@ def _unquoted(text: str) -> str:
 
 def _unescaped(found: re.Match[str]) -> str:
     escape = found[1]
-    if len(escape) > 1:
-        return chr(int(escape[1:], 16))
-    if escape not in _ESCAPES:
+    character = chr(int(escape[1:], 16)) if len(escape) > 1 else _ESCAPES.get(escape)
+    if character is None or "\ud800" <= character <= "\udfff":
         raise Untranslatable(f"uses \\{escape} in a text")
-    return _ESCAPES[escape]
+    return character

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from server.store.go_template import (
+    Access,
     Assign,
     Call,
     Expression,
@@ -24,10 +25,12 @@ from server.store.go_template import (
     Text,
     Untranslatable,
     parse_go_template,
+    walk,
 )
 
 _COLLATED = """\
-{%- set go = namespace(messages=[], system='', systems=0, turns=[], turn={'system': '', 'prompt': '', 'response': ''}) -%}
+{%- set nothing = {'system': '', 'prompt': '', 'response': ''} -%}
+{%- set go = namespace(messages=[], system='', systems=0, turns=[], turn=nothing) -%}
 {%- for message in messages -%}
 {%- if message.role == 'system' -%}
 {%- set go.system = go.system ~ ('\\n\\n' if go.systems else '') ~ message.content -%}
@@ -41,11 +44,12 @@ _COLLATED = """\
 {%- endif -%}
 {%- endfor -%}
 {%- macro go_text(value) -%}
-{{- value if value is string else '' if value is undefined or value is none else value | tojson(separators=(',', ':')) -}}
+{%- if value is string -%}{{- value -}}
+{%- elif value is defined and value is not none -%}{{- value | tojson(separators=(',', ':')) -}}
+{%- endif -%}
 {%- endmacro -%}
 """
 _TURNS = """\
-{%- set nothing = {'system': '', 'prompt': '', 'response': ''} -%}
 {%- for message in go.messages -%}
 {%- if message.role == 'system' -%}
 {%- if go.turn.prompt or go.turn.response -%}
@@ -82,7 +86,6 @@ _FIELDS = {
     "ID": "id",
     "Images": "images",
     "Enum": "enum",
-    "Items": "items_",
 }
 _ROOT = {
     "System": "go.system",
@@ -97,7 +100,22 @@ _ROOT = {
 }
 _TURN = _ROOT | {"System": "turn.system", "Prompt": "turn.prompt", "Response": "turn.response"}
 _MAPPINGS = ("Properties", "Arguments")
-_COMPARISONS = {"ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
+_FUNCTIONS = {
+    ("not", 1): "(not {0})",
+    ("ne", 2): "({0} != {1})",
+    ("lt", 2): "({0} < {1})",
+    ("le", 2): "({0} <= {1})",
+    ("gt", 2): "({0} > {1})",
+    ("ge", 2): "({0} >= {1})",
+    ("len", 1): "(({0} or []) | length)",
+    ("slice", 2): "{0}[{1}:]",
+    ("slice", 3): "{0}[{1}:{2}]",
+    ("index", 2): "{0}[{1}]",
+    ("json", 1): "({0} | tojson(separators=(',', ':')))",
+    ("currentDate", 0): "strftime_now('%Y-%m-%d')",
+    ("currentDate", 1): "strftime_now('%Y-%m-%d')",
+}
+"""Functions by name and number of arguments."""
 
 
 def jinja_template(source: str) -> str:
@@ -117,21 +135,18 @@ def jinja_template(source: str) -> str:
 
 
 def _field_names(nodes: Sequence[Node]) -> Iterator[str]:
-    for node in nodes:
+    for node in walk(nodes):
         match node:
-            case Show(value) | Assign(_, value):
+            case Show(value) | Assign(_, value) | If(value) | Range(value):
                 yield from _fields_of(value)
-            case If(condition, then, otherwise):
-                yield from _fields_of(condition)
-                yield from _field_names((*then, *otherwise))
-            case Range(items, _, body, otherwise):
-                yield from _fields_of(items)
-                yield from _field_names((*body, *otherwise))
 
 
 def _fields_of(value: Expression) -> Iterator[str]:
     if isinstance(value, Operand):
         yield from value.fields
+    elif isinstance(value, Access):
+        yield from value.fields
+        yield from _fields_of(value.value)
     elif isinstance(value, Call):
         for argument in value.arguments:
             yield from _fields_of(argument)
@@ -190,24 +205,27 @@ class _Translator:
 
     def _node(self, node: Node) -> str:
         match node:
-            case Text(text):
-                return f"{{{{- {_quoted(text)} -}}}}"
-            case Show(Text(text)):
+            case Text(text) | Show(Text(text)):
                 return f"{{{{- {_quoted(text)} -}}}}"
             case Show(value):
                 return f"{{{{- go_text({self._value(value)}) -}}}}"
-            case Assign(variable, value, is_new):
-                text = self._value(value)
-                name = self._declared(variable) if is_new else self._variable(variable)
-                return _set(name, text)
+            case Assign():
+                return self._assign(node)
             case If():
                 return self._if(node)
             case Range():
                 return self._range(node)
-            case Jump(word):
-                if not self._num_loops:
-                    raise Untranslatable(f"uses {{{{ {word} }}}} outside of a range")
-                return f"{{%- {word} -%}}"
+            case Jump():
+                return self._jump(node)
+
+    def _assign(self, node: Assign) -> str:
+        value = self._value(node.value)  # which cannot use the variable that is declared here
+        return _set(self._declared(node.variable) if node.is_new else self._variable(node.variable), value)
+
+    def _jump(self, node: Jump) -> str:
+        if not self._num_loops:
+            raise Untranslatable(f"uses {{{{ {node.word} }}}} outside of a range")
+        return f"{{%- {node.word} -%}}"
 
     def _if(self, node: If) -> str:
         condition = self._value(node.condition)
@@ -255,6 +273,8 @@ class _Translator:
                 return str(number).lower()
             case Operand():
                 return self._operand(value)
+            case Access(inner, fields):
+                return self._of(f"({self._value(inner)})", fields)
             case Call():
                 return self._call(value)
 
@@ -280,28 +300,16 @@ class _Translator:
 
     def _call(self, call: Call) -> str:
         function, arguments = call.function, [self._value(argument) for argument in call.arguments]
-        match function, arguments:
-            case "not", [value]:
-                return f"(not {value})"
-            case "and" | "or", [_, *_]:
-                return f"({f' {function} '.join(arguments)})"
-            case "eq", [first, second, *others]:
-                return f"({first} in [{', '.join((second, *others))}])"
-            case "ne" | "lt" | "le" | "gt" | "ge", [first, second]:
-                return f"({first} {_COMPARISONS[function]} {second})"
-            case "len", [value]:
-                return f"({value} | default([], true) | length)"
-            case "slice", [value, *bounds] if len(bounds) in (1, 2):
-                return f"{value}[{bounds[0]}:{''.join(bounds[1:])}]"
-            case "index", [value, index]:
-                return f"{value}[{index}]"
-            case "json", [value]:
-                return f"({value} | tojson(separators=(',', ':')))"
-            case "currentDate", _:
-                return "strftime_now('%Y-%m-%d')"
-            case "printf", [_, *_]:
-                return self._printf(call)
-        raise Untranslatable(f"uses the function {function!r} with {len(arguments)} arguments")
+        if function == "printf" and arguments:
+            return self._printf(call)
+        if function in ("and", "or") and arguments:
+            return f"({f' {function} '.join(arguments)})"
+        if function == "eq" and len(arguments) > 1:
+            return f"({arguments[0]} in [{', '.join(arguments[1:])}])"
+        form = _FUNCTIONS.get((function, len(arguments)))
+        if form is None:
+            raise Untranslatable(f"uses the function {function!r} with {len(arguments)} arguments")
+        return form.format(*arguments)
 
     def _printf(self, call: Call) -> str:
         form, values = call.arguments[0], [self._value(argument) for argument in call.arguments[1:]]

@@ -8,8 +8,8 @@ import logging
 import os
 import tempfile
 import threading
-from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -111,12 +111,6 @@ class _Record:
         return {"identity": self.identity, "facts": facts, "sample": self.sample, "digest": self.digest}
 
 
-@dataclass(slots=True)
-class _Memory:
-    records: dict[str, _Record] = field(default_factory=dict)
-    is_changed: bool = False
-
-
 class HeaderCache:
     """Facts of files by path, size, time of change and inode.
 
@@ -128,7 +122,8 @@ class HeaderCache:
         """Keep facts in the file ``path``, or only in memory."""
         self._path = path
         self._lock = threading.Lock()
-        self._memory: _Memory | None = None
+        self._records: dict[str, _Record] | None = None
+        self._is_changed = False
 
     def facts(self, state: FileState) -> HeaderFacts:
         """Return the facts of a file; reads its header if they are not known."""
@@ -139,73 +134,76 @@ class HeaderCache:
         except ModelLoadingFailed as error:
             facts = HeaderFacts(problem=error.message)
         with self._lock:
-            self._record(state).facts = facts
+            self._writable(state).facts = facts
+            self._is_changed = self._is_changed or facts.problem is None
         return facts
 
     def known(self, state: FileState) -> HeaderFacts | None:
         """Return the facts of a file if they are known."""
         with self._lock:
-            return self._record(state, keep=False).facts
+            record = self._record(state)
+            return record.facts if record else None
 
     def sample(self, state: FileState) -> str | None:
         """Return a hash of samples of a file: equal for copies. ``None`` if it cannot be read."""
         with self._lock:
-            known = self._record(state, keep=False).sample
-        if known is not None:
-            return known
+            record = self._record(state)
+        if record is not None and record.sample is not None:
+            return record.sample
         try:
             sample = _sample(state)
         except (ModelLoadingFailed, OSError):
             return None
         with self._lock:
-            self._record(state).sample = sample
+            self._writable(state).sample = sample
+            self._is_changed = True
         return sample
 
     def digest(self, state: FileState) -> str | None:
         """Return the SHA-256 of a file, if somebody noted it."""
         with self._lock:
-            return self._record(state, keep=False).digest
+            record = self._record(state)
+            return record.digest if record else None
 
     def note_digest(self, state: FileState, digest: str) -> None:
         """Remember the SHA-256 of a file, which was computed for another reason."""
         with self._lock:
-            self._record(state).digest = digest.lower()
+            self._writable(state).digest = digest.lower()
+            self._is_changed = True
 
-    def save(self, present: Collection[str]) -> None:
-        """Write what is new to the file, all or nothing, and drop what is not ``present`` any more."""
+    def save(self) -> None:
+        """Write what is new to the file, all or nothing, and drop files that are gone."""
         if self._path is None:
             return
         with self._lock:
-            memory = self._loaded()
-            gone = memory.records.keys() - set(present)
-            if not memory.is_changed and not gone:
+            if not self._is_changed:
                 return
-            others = _read(self._path)  # another process may have learned something, too
-            records = {path: others[path] for path in others if path in present} | {
-                path: record for path, record in memory.records.items() if path not in gone
-            }
-            memory.records = dict(list(records.items())[-_MOST_FILES:])
-            text = json.dumps(
-                {"version": _VERSION, "files": {path: each.to_json() for path, each in memory.records.items()}}
-            )
-            memory.is_changed = not _write(self._path, text)
+            records = _read(self._path) | self._loaded()  # another process may have learned something, too
+            kept = [path for path in records if os.path.lexists(path)]
+            self._records = {path: records[path] for path in kept[-_MOST_FILES:]}
+            content = {"version": _VERSION, "files": {path: each.to_json() for path, each in self._records.items()}}
+            self._is_changed = not _write(self._path, json.dumps(content))
 
-    def _loaded(self) -> _Memory:
-        if self._memory is None:
-            self._memory = _Memory({} if self._path is None else _read(self._path))
-        return self._memory
+    def _loaded(self) -> dict[str, _Record]:
+        if self._records is None:
+            self._records = {} if self._path is None else _read(self._path)
+        return self._records
 
-    def _record(self, state: FileState, *, keep: bool = True) -> _Record:
-        """Return what is known of a file in this state; with ``keep``, so that something can be added."""
-        memory = self._loaded()
-        identity = (state.size, state.mtime_ns, state.inode)
-        record = memory.records.get(os.fspath(state.path))
-        if record is None or record.identity != identity:
-            record = _Record(identity)
-            if keep:
-                memory.records[os.fspath(state.path)] = record
-        memory.is_changed = memory.is_changed or keep
+    def _record(self, state: FileState) -> _Record | None:
+        """Return what is known of a file in this state."""
+        record = self._loaded().get(os.fspath(state.path))
+        return record if record is not None and record.identity == _identity(state) else None
+
+    def _writable(self, state: FileState) -> _Record:
+        """Return what is known of a file in this state, to add to it; what is known of another state is forgotten."""
+        record = self._record(state)
+        if record is None:
+            record = self._loaded()[os.fspath(state.path)] = _Record(_identity(state))
         return record
+
+
+def _identity(state: FileState) -> tuple[int, int, int]:
+    return state.size, state.mtime_ns, state.inode
 
 
 def facts_of(header: GgufHeader) -> HeaderFacts:

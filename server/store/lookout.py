@@ -11,7 +11,7 @@ from pathlib import Path
 _MOST_ENTRIES = 200_000
 _DEEPEST = 8
 _SETTLED_NS = 2_000_000_000
-"""Age from which a folder's time of change tells a later change from the one that was seen."""
+"""Distance in time from which a later change shows: file systems keep times in steps, of up to two seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +73,8 @@ class Lookout:
 
     def sight(self) -> Sight:
         """Return what was looked at."""
-        newest = max((stamp[1] for stamp in self._stamps.values() if stamp is not None), default=0)
-        return Sight(self._stamps, self._now_ns - newest < _SETTLED_NS)
+        changed = (stamp[1] for stamp in self._stamps.values() if stamp is not None)
+        return Sight(self._stamps, any(abs(self._now_ns - time) < _SETTLED_NS for time in changed))
 
     def complain(self, path: Path, problem: str) -> None:
         """Note that something cannot be listed."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -172,10 +171,7 @@ class ModelIndex:
 
     def save(self) -> None:
         """Write what was learned about files to the cache's file."""
-        with self._lock:
-            files = (file for scan in self._scans.values() for model in scan.models for file in model.files)
-            present = {os.fspath(file.path) for file in files}
-        self._cache.save(present)
+        self._cache.save()
 
     def _current(self) -> Listing:
         if self._listing is None:

@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from server.store.lookout import Refused
@@ -80,9 +81,10 @@ class OllamaKind:
 
 @dataclass(frozen=True, slots=True)
 class OllamaModel:
-    """A model of Ollama's store: its name there, its manifest and its kind."""
+    """A model of Ollama's store: its name there, the folder of its blobs, its manifest and its kind."""
 
     name: str
+    blobs: Path
     manifest: Manifest
     kind: OllamaKind
 

@@ -86,7 +86,7 @@ def _found(blobs: Path, name: str, manifest: Manifest, lookout: Lookout) -> Foun
         projectors=tuple(projectors),
         digest=weights[0].digest if len(weights) == 1 else None,
         problem=problem,
-        ollama=OllamaModel(name, manifest, kind),
+        ollama=OllamaModel(name, blobs, manifest, kind),
     )
 
 
@@ -155,9 +155,9 @@ class OllamaDetails:
     problems: tuple[str, ...]
 
 
-def read_details(root: Path, model: OllamaModel) -> OllamaDetails:
+def read_details(model: OllamaModel) -> OllamaDetails:
     """Read the small layers of a model; whatever cannot be read is named among the problems."""
-    reader = _Details(Path(os.path.realpath(root)) / "blobs")
+    reader = _Details(model.blobs)
     templates, systems = (reader.texts(layers) for layers in (model.template_layers(), model.manifest.of(SYSTEM)))
     parameters = reader.json_of(model.manifest.of(PARAMETERS))
     return OllamaDetails(

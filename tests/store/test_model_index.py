@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from made_stores import HOUR_NS, gguf_bytes, index_of, put, put_hub, put_ollama
 
+from server.store import lookout
 from server.store.header_cache import HeaderCache
 from server.store.model_index import Listing, ModelIndex
 from server.store.places import Place, Source
@@ -141,14 +142,43 @@ def test_broken_records_are_forgotten(tmp_path: Path, change: dict[str, object])
 
 def test_the_cache_drops_files_that_are_gone(tmp_path: Path) -> None:
     path, file = put(tmp_path / "models" / "a.gguf"), tmp_path / "headers.json"
-    index = index_of((Source.FOLDER, tmp_path / "models"), cache=HeaderCache(file))
-    index.facts(index.listing().entries[0].main.found)
-    index.save()
-    path.unlink()
-    index.refresh()
-    index.save()
+    for name in ("b", "c"):
+        index = index_of((Source.FOLDER, tmp_path / "models"), cache=HeaderCache(file))
+        for entry in index.listing().entries:
+            index.facts(entry.main.found)
+        index.save()
+        path.unlink()
+        path = put(tmp_path / "models" / f"{name}.gguf")
 
-    assert json.loads(file.read_text())["files"] == {}
+    assert [Path(each).name for each in json.loads(file.read_text())["files"]] == ["b.gguf"]
+
+
+def test_processes_share_what_they_learned(tmp_path: Path, opened: Counter[str]) -> None:
+    for padding, name in enumerate("ab"):
+        put(tmp_path / name / "x.gguf", gguf_bytes({"general.name": name}, padding))
+    opened.clear()
+    caches = [HeaderCache(tmp_path / "headers.json") for _ in range(3)]
+    indices = [index_of((Source.FOLDER, tmp_path / name), cache=caches[number]) for number, name in enumerate("ab")]
+    for index in indices:
+        index.facts(index.listing().entries[0].main.found)
+    for index in indices:
+        index.save()
+    both = index_of((Source.FOLDER, tmp_path / "a"), (Source.FOLDER, tmp_path / "b"), cache=caches[2])
+
+    assert [both.facts(entry.main.found).name for entry in both.listing().entries] == ["b", "a"]
+    assert max(count for path, count in opened.items() if path.endswith(".gguf")) == 1
+
+
+def test_a_noted_digest_tells_copies(tmp_path: Path) -> None:
+    data = gguf_bytes(padding=10)
+    path = put(tmp_path / "own" / "a.gguf", data)
+    put_ollama(tmp_path / "ollama", "registry.ollama.ai/library/b/latest", data)
+    cache = HeaderCache(None)
+    state = lookout.Lookout(0).file(path, None)
+    cache.note_digest(state, "A" * 64)
+    listing = index_of((Source.OWN, tmp_path / "own"), (Source.OLLAMA, tmp_path / "ollama"), cache=cache).listing()
+
+    assert [(entry.name, entry.digest == "a" * 64) for entry in listing.entries] == [("a", True), ("b:latest", False)]
 
 
 def test_a_cache_that_cannot_be_written_is_only_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -3,7 +3,7 @@
 from pathlib import PurePosixPath
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from server.core.model_spec import parse_model_spec
@@ -128,6 +128,7 @@ def test_names_in_a_repository(path: str, names: tuple[str, ...]) -> None:
     assert names_in_repository("o", "Name-GGUF", relative, file(relative.name)) == names
 
 
+@settings(deadline=None)
 @given(st.text(min_size=1, max_size=300).filter(lambda text: "/" not in text and not text.startswith(".")))
 def test_every_name_is_a_spec_that_means_it(text: str) -> None:
     relative = PurePosixPath("dir ectory", f"{text}.gguf")

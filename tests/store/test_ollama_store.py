@@ -79,7 +79,7 @@ def test_details_are_read_from_the_layers(tmp_path: Path) -> None:
     put_ollama(tmp_path, f"{LIBRARY}/m/latest", layers=layers)
     model = only(tmp_path).ollama
     assert model is not None
-    details = read_details(tmp_path, model)
+    details = read_details(model)
 
     assert (details.template, details.system) == ("{{ .Prompt }}", "Be brief.")
     assert details.messages == (("user", "hi"),)
@@ -94,7 +94,7 @@ def test_details_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     assert model is not None
     (system,) = model.manifest.of("system")
     (tmp_path / "blobs" / system.file_name).unlink()
-    details = read_details(tmp_path, model)
+    details = read_details(model)
 
     assert (details.system, details.messages, details.parameters) == (None, (), OllamaParameters({}))
     assert [problem.split(" ")[1] for problem in details.problems] == ["system", "params"]
