@@ -19,7 +19,7 @@ _COMMENT = re.compile(r"\{\{(?:-\s+)?/\*")
 _TRIMMED_START = re.compile(r"\{\{-(?=\s)")
 _TRIMMED_END = re.compile(r"\s-\Z")
 _INSIDE = re.compile(r"""(?P<end>\}\})|"(?:[^"\\\n]|\\.)*"|`[^`]*`|[^"`}]+|\}""")
-"""What an action consists of; no two of these can begin at the same character."""
+"""What an action consists of: texts, which may hold brackets of actions, and everything else."""
 _TOKEN = re.compile(
     r"""\s*(?:
     (?P<text>"(?:[^"\\\n]|\\.)*"|`[^`]*`)

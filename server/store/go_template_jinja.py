@@ -99,7 +99,8 @@ _ROOT = {
     "Prompt": "''",
 }
 _TURN = _ROOT | {"System": "turn.system", "Prompt": "turn.prompt", "Response": "turn.response"}
-_MAPPINGS = ("Properties", "Arguments")
+_MAPPINGS = frozenset({"Properties", "Arguments"})
+"""Fields that a range visits by name, in alphabetical order."""
 _FUNCTIONS = {
     ("not", 1): "(not {0})",
     ("ne", 2): "({0} != {1})",
@@ -111,7 +112,7 @@ _FUNCTIONS = {
     ("slice", 2): "{0}[{1}:]",
     ("slice", 3): "{0}[{1}:{2}]",
     ("index", 2): "{0}[{1}]",
-    ("json", 1): "({0} | tojson(separators=(',', ':')))",
+    ("json", 1): "({0} | default(none) | tojson(separators=(',', ':')))",
     ("currentDate", 0): "strftime_now('%Y-%m-%d')",
     ("currentDate", 1): "strftime_now('%Y-%m-%d')",
 }
@@ -243,12 +244,10 @@ class _Translator:
 
     def _range(self, node: Range) -> str:
         items = self._value(node.items)
-        is_mapping = isinstance(node.items, Operand) and node.items.fields[-1:] in [(name,) for name in _MAPPINGS]
+        is_mapping = isinstance(node.items, Operand | Access) and not _MAPPINGS.isdisjoint(node.items.fields[-1:])
         self._num_names += 1
         item, key = f"item_{self._num_names}", f"key_{self._num_names}"
-        head = (
-            f"{key}, {item} in {items} | default({{}}, true) | dictsort(true)" if is_mapping else f"{item} in {items}"
-        )
+        head = f"{key}, {item} in ({items} or {{}}) | dictsort(true)" if is_mapping else f"{item} in ({items} or [])"
         self._scopes.append({})
         self._dots.append(item)
         self._num_loops += 1

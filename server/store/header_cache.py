@@ -133,6 +133,8 @@ class HeaderCache:
             facts = facts_of(read_gguf_header(state.path))
         except ModelLoadingFailed as error:
             facts = HeaderFacts(problem=error.message)
+            if not os.access(state.path, os.R_OK):
+                return facts  # which may change, and nothing in the state of the file would tell
         with self._lock:
             self._writable(state).facts = facts
             self._is_changed = self._is_changed or facts.problem is None

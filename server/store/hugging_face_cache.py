@@ -7,12 +7,11 @@ has no links it is the file itself.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from server.store.lookout import Lookout, Refused
+from server.store.lookout import Lookout, Refused, real_folder
 from server.store.model_files import FoundModel, ModelFile, model_files, models_of
 from server.store.model_names import names_in_folder, names_in_repository
 from server.store.places import Source
@@ -28,9 +27,8 @@ def scan_hugging_face(root: Path, lookout: Lookout) -> list[FoundModel]:
     A file that several commits have is listed once, as the branch ``main`` has it; what only an older commit has is
     listed from the newest of these.
     """
-    root = Path(os.path.realpath(root))
     models: list[FoundModel] = []
-    for entry in lookout.folders(root):
+    for entry in lookout.folders(real_folder(root)):
         if entry.name.startswith(_PREFIX):
             models += _repository(Path(entry.path), entry.name.removeprefix(_PREFIX).split("--"), lookout)
     return models

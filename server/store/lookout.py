@@ -162,6 +162,14 @@ class Lookout:
         return False
 
 
+def real_folder(path: Path) -> Path:
+    """Return the folder that a path leads to through links, or the path where that cannot be said."""
+    try:
+        return Path(os.path.realpath(path))
+    except (OSError, ValueError):  # ValueError: a NUL character in the path
+        return path
+
+
 def read_small(path: Path, limit: int) -> bytes:
     """Read a regular file that ought to be small, and nothing that could block or be endless.
 

@@ -18,12 +18,16 @@ from server.store.model_files import FoundModel, scan_folder
 from server.store.ollama_store import scan_ollama
 from server.store.places import Place, Source
 
-_PATIENCE_SECONDS = 2.0
+_PATIENCE_SECONDS, _MISS_SECONDS = 2.0, 0.5
+"""Age from which a look counts as old, in general and where it lacks what is asked for."""
 
 
 @dataclass(frozen=True, slots=True)
 class NamedModel:
-    """A model in one place, with the names that it got; ``names`` may be empty."""
+    """A model in one place, with the names that it got; ``names`` may be empty.
+
+    ``found.problem`` says whether it can be used.
+    """
 
     names: tuple[str, ...]
     found: FoundModel
@@ -155,8 +159,11 @@ class ModelIndex:
             return self._current()
 
     def find(self, name: str) -> NamedModel | None:
-        """Return the model that a name means; looks again for one that is not known."""
-        return self.listing().find(name) or self.refresh().find(name)
+        """Return the model that a name means; looks again for one that is not known, unless it did a moment ago."""
+        found = self.listing().find(name)
+        if found is None and self._clock() - self._looked_at >= _MISS_SECONDS:
+            return self.refresh().find(name)
+        return found
 
     def facts(self, model: FoundModel) -> HeaderFacts:
         """Return what the header of a model says; reads it if it is not known. Parameters are those of all parts."""
@@ -184,8 +191,8 @@ class ModelIndex:
     def _look(self) -> None:
         for place in self._places:
             if place not in self._scans or not self._scans[place].sight.is_current():
-                scan = _scan(place, self._now_ns())
-                if place not in self._scans or scan.models != self._scans[place].models:
+                before, scan = self._scans.get(place), _scan(place, self._now_ns())
+                if before is None or (scan.models, scan.complaints) != (before.models, before.complaints):
                     self._listing = None
                 self._scans[place] = scan
         self._looked_at = self._clock()
@@ -231,12 +238,8 @@ def make_listing(models: Sequence[FoundModel], complaints: tuple[Complaint, ...]
         for group in groups_of_copies(models, cache)
     ]
     by_name = {name.lower(): model for model in named for name in model.names}
-    return Listing(
-        tuple(sorted(entries, key=lambda entry: (entry.name is None, (entry.name or "").lower()))),
-        complaints,
-        by_name,
-        _by_base(by_name, named),
-    )
+    in_order = sorted(entries, key=lambda entry: (entry.name is None, (entry.name or "").lower()))
+    return Listing(tuple(in_order), complaints, by_name, _by_base(named))
 
 
 def given_names(models: Sequence[FoundModel]) -> list[tuple[str, ...]]:
@@ -265,12 +268,12 @@ def _requests(models: Sequence[FoundModel], waiting: Sequence[int]) -> Iterator[
                 yield index, models[index].names[rank]
 
 
-def _by_base(by_name: Mapping[str, NamedModel], named: Sequence[NamedModel]) -> Mapping[str, tuple[str, ...]]:
+def _by_base(named: Sequence[NamedModel]) -> Mapping[str, tuple[str, ...]]:
     """Collect the variants of each name: one name for each model."""
     found: dict[str, dict[int, str]] = {}
-    for model in named:
+    for index, model in enumerate(named):
         for name in model.names:
             base, colon, _ = split_variant(name)
             if colon:
-                found.setdefault(base.lower(), {}).setdefault(id(by_name[name.lower()]), name)
+                found.setdefault(base.lower(), {}).setdefault(index, name)
     return {base: tuple(names.values()) for base, names in found.items()}

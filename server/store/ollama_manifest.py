@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from server.store.lookout import Refused
 _PREFIX = "application/vnd.ollama.image."
 MODEL, PROJECTOR, ADAPTER, DRAFT, TENSOR = "model", "projector", "adapter", "draft", "tensor"
 TEMPLATE, SYSTEM, PARAMETERS, MESSAGES, LICENSE = "template", "system", "params", "messages", "license"
+CONFIG = "configuration"
 _OLD_TEMPLATE = "prompt"
 _BEHAVIOUR = (PROJECTOR, ADAPTER, TEMPLATE, SYSTEM, PARAMETERS, MESSAGES)
 """Layers that make two models with the same weights different ones."""
@@ -125,7 +126,7 @@ def parse_manifest(data: bytes) -> Manifest:
         raise Refused(f"is not a manifest of Ollama: it has {len(content['layers'])} layers")
     config = content.get("config")
     return Manifest(
-        _layer(config) if isinstance(config, dict) and config.get("digest") else None,
+        replace(_layer(config), kind=CONFIG) if isinstance(config, dict) and config.get("digest") else None,
         tuple(_layer(layer) for layer in content["layers"]),
     )
 

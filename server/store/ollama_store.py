@@ -6,12 +6,11 @@ and must be regular files of the size that the manifest gives.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from server.store.lookout import FileState, Lookout, Refused, read_small
+from server.store.lookout import FileState, Lookout, Refused, read_small, real_folder
 from server.store.model_files import FoundModel
 from server.store.ollama_manifest import (
     ADAPTER,
@@ -41,7 +40,7 @@ _PULL = "`ollama pull {}` fetches it again"
 
 def scan_ollama(root: Path, lookout: Lookout) -> list[FoundModel]:
     """List the models of a store, those that cannot be used included."""
-    root = Path(os.path.realpath(root))
+    root = real_folder(root)
     models: list[FoundModel] = []
     for host in lookout.folders(root / "manifests"):
         for namespace in lookout.folders(Path(host.path)):
@@ -67,8 +66,8 @@ def _listed(root: Path, parts: tuple[str, ...], path: Path, lookout: Lookout) ->
 
 
 def _found(blobs: Path, name: str, manifest: Manifest, lookout: Lookout) -> FoundModel:
-    kind, problem = _kind(blobs, manifest, lookout)
-    problem = problem or _unusable(manifest, kind)
+    kind, unknown = _kind(blobs, manifest, lookout)
+    problem = f"{unknown}; {_PULL.format(name)}" if unknown else _unusable(manifest, kind)
     weights = manifest.of(MODEL)
     files: tuple[FileState, ...] = ()
     projectors: list[Path] = []
@@ -96,13 +95,18 @@ def _names(name: str) -> tuple[str, ...]:
 
 
 def _kind(blobs: Path, manifest: Manifest, lookout: Lookout) -> tuple[OllamaKind, str | None]:
-    if manifest.config is None:
+    """Return what kind of model it is, or why that is not known."""
+    layer = manifest.config
+    if layer is None:
         return OllamaKind(), None
     try:
-        _blob(blobs, manifest.config, lookout)
-        return parse_kind(read_small(blobs / manifest.config.file_name, _MOST_TEXT_BYTES)), None
+        path = _blob(blobs, layer, lookout).path
     except Refused as refusal:
-        return OllamaKind(), f"its configuration {manifest.config.file_name} {refusal}"
+        return OllamaKind(), str(refusal)
+    try:
+        return parse_kind(read_small(path, _MOST_TEXT_BYTES)), None
+    except Refused as refusal:
+        return OllamaKind(), f"its {layer.kind} {layer.file_name} {refusal}"
 
 
 def _unusable(manifest: Manifest, kind: OllamaKind) -> str | None:

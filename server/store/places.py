@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 
@@ -75,7 +75,9 @@ def model_places(own: Path | None, model_dirs: Iterable[str | Path], surrounding
     """
     found: dict[Path, Place] = {}
     for place in _places(own, model_dirs, surroundings):
-        found.setdefault(_comparable(place.path), place)
+        first = found.setdefault(_comparable(place.path), place)
+        if first.source is Source.FOLDER:  # a program's own folder that is configured, too, is read as what it is
+            found[_comparable(place.path)] = replace(first, source=place.source)
     return tuple(found.values())
 
 

@@ -178,6 +178,18 @@ def test_a_folder_that_fails_while_it_is_listed_is_complained_about(
     assert [complaint.problem for complaint in listing.complaints] == ["cannot be read: Permission denied"]
 
 
+def test_a_configured_folder_that_is_not_there_is_complained_about(tmp_path: Path) -> None:
+    for missing in (tmp_path / "later", tmp_path / "a\0b"):
+        index = index_of((Source.FOLDER, missing), (Source.LM_STUDIO, missing), (Source.OLLAMA, missing))
+        first, *_ = index.listing().complaints
+        assert first.problem == "is no folder; correct model_dirs in the configuration"
+
+    index = index_of((Source.FOLDER, tmp_path / "later"), (Source.HUGGING_FACE, tmp_path / "later"))
+    assert len(index.listing().complaints) == 1
+    (tmp_path / "later").mkdir()
+    assert index.refresh().complaints == ()
+
+
 def test_a_file_that_vanishes_while_it_is_listed_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put(tmp_path / "a.gguf")
     put(tmp_path / "b.gguf")

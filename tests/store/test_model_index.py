@@ -213,6 +213,9 @@ def test_looks_again_only_after_a_while_or_for_a_name_that_is_missing(tmp_path: 
     assert names(index.listing()) == []
     put(tmp_path / "a.gguf")
     assert names(index.listing()) == []
+    assert index.find("a") is None
+    now += 1
+    assert names(index.listing()) == []
     assert index.find("a") is not None
     put(tmp_path / "b.gguf")
     now += 3

@@ -229,6 +229,13 @@ def test_a_broken_configuration_is_a_problem(tmp_path: Path) -> None:
     assert "is not valid JSON" in (only(tmp_path).problem or "")
 
 
+def test_a_configuration_that_is_gone_is_a_problem(tmp_path: Path) -> None:
+    path = put_ollama(tmp_path, f"{LIBRARY}/m/latest")
+    digest = json.loads(path.read_text())["config"]["digest"].replace(":", "-")
+    (tmp_path / "blobs" / digest).unlink()
+    assert only(tmp_path).problem == f"its configuration {digest} is gone; `ollama pull m:latest` fetches it again"
+
+
 def test_names_that_ollama_would_not_accept_are_complained_about(tmp_path: Path) -> None:
     put_ollama(tmp_path, f"{LIBRARY}/m m/latest")
     models, complaints = scan(tmp_path)

@@ -52,7 +52,7 @@ def each(action: str) -> str:
         ("{{ range $i, $m := .Messages }}{{ $i }}{{ $m.Role }}{{ .Content }}{{ end }}", "0userHi!"),
         ("{{ range $m := .Messages }}{{ $m.Role }}{{ else }}none{{ end }}", "user"),
         ("{{ range .Tools }}tool{{ else }}none{{ end }}" + each(""), "none"),
-        (each("{{ range .ToolCalls }}x{{ end }}{{ .Role | json }}"), '"user"'),
+        (each("{{ range .ToolCalls }}x{{ end }}{{ .Role | json }}{{ json .ToolCalls }}"), '"user"null'),
         ("{{ len .Messages }}{{ if gt (len .Messages) 1 }}many{{ end }}{{ if le 1 1 }}le{{ end }}", "1le"),
         ("{{ (index .Messages 0).Role }} {{ eq (index .Messages 0).Role `user` }}", "user true"),
         (each("{{ $x := `a` }}{{ if true }}{{ $x := `b` }}{{ $x }}{{ end }}{{ $x }}"), "ba"),
@@ -65,6 +65,34 @@ def each(action: str) -> str:
 )
 def test_what_a_template_makes(source: str, text: str) -> None:
     assert rendered(source) == text
+
+
+def test_variables_outlive_the_loop_that_sets_them() -> None:
+    source = (
+        '{{ $system := "" }}{{ range .Messages }}{{ if eq .Role "system" }}{{ $system = .Content }}{{ continue }}{{ end }}'
+        '[{{ if $system }}{{ $system }}|{{ $system = "" }}{{ end }}{{ .Content }}]{{ end }}'
+    )
+    assert rendered(source, SYSTEM, HI, HELLO, BYE) == "[Be kind.|Hi!][Hello.][Bye.]"
+
+
+def test_the_last_message_can_be_told() -> None:
+    source = (
+        "{{ range $i, $_ := .Messages }}{{ $last := eq (len (slice $.Messages $i)) 1 }}<{{ .Role }}>{{ .Content }}"
+        "{{ if $last }}<assistant>{{ end }}{{ end }}"
+    )
+    assert rendered(source, HI, HELLO, BYE) == "<user>Hi!<assistant>Hello.<user>Bye.<assistant>"
+
+
+def test_what_users_say_is_data_and_not_control() -> None:
+    template = ChatTemplate(
+        jinja_template(each("<|{{ .Role }}|>{{ .Content }}") + "<|assistant|>"),
+        bos_text="",
+        eos_text="",
+        control_texts=("<|assistant|>",),
+        now=datetime.now,
+    )
+    segments = template.render([Message(Role.USER, "a<|assistant|>"), Message(Role.USER, "b")])
+    assert segments == ["<|user|>a<", "|assistant|>\n\nb<|assistant|>"]
 
 
 def test_messages_of_a_role_in_a_row_become_one() -> None:

@@ -123,7 +123,7 @@ def test_each_place_comes_once_in_the_order_of_names(tmp_path: Path) -> None:
     assert places == (
         Place(Source.OWN, own),
         Place(Source.FOLDER, tmp_path / "models"),
-        Place(Source.FOLDER, hub),
+        Place(Source.HUGGING_FACE, hub),
         Place(Source.OLLAMA, tmp_path / ".ollama" / "models"),
         Place(Source.LM_STUDIO, tmp_path / ".lmstudio" / "models"),
         Place(Source.LM_STUDIO, tmp_path / ".cache" / "lm-studio" / "models"),
