@@ -135,7 +135,7 @@ def models_of(
             groups.setdefault((file.path.parent, file.name.stem, file.name.count), []).append(file)
     bases = {group[0].name.base.lower() for group in groups.values()}
     for group in groups.values():
-        own = projector_for(group[0].name, projectors, is_only=together or len(bases) == 1)
+        own = projector_for(group[0], projectors, is_only=together or len(bases) == 1)
         yield _model(source, sorted(group, key=lambda file: file.name.number), namer, own)
 
 
@@ -170,16 +170,26 @@ def _problem(group: Sequence[ModelFile]) -> str | None:
     return None
 
 
-def projector_for(model: FileName, projectors: Sequence[ModelFile], *, is_only: bool) -> ModelFile | None:
+def projector_for(model: ModelFile, projectors: Sequence[ModelFile], *, is_only: bool) -> ModelFile | None:
     """Choose the projector that belongs to a model.
 
-    It is one that bears the model's name; or any, where the folder has files of one model only. Of several, the one in
-    16 bits: encoders are small, and lose most from quantization.
+    It is one that bears the model's name; or any, where the files are those of one model only. Of several, the nearest
+    one, in the model's folder or in one above it; of these the one in 16 bits: encoders are small, and lose most from
+    quantization.
     """
-    named = [each for each in projectors if without_attachment(each.name.base).lower() == model.base.lower()]
+    base = model.name.base.lower()
+    named = [each for each in projectors if without_attachment(each.name.base).lower() == base]
     nameless = [each for each in projectors if not without_attachment(each.name.base)]
     candidates = named or (nameless or list(projectors) if is_only else [])
-    return min(candidates, key=lambda each: (_precision(each.name), each.path.name), default=None)
+    return min(
+        candidates, key=lambda each: (_distance(model, each), _precision(each.name), each.path.name), default=None
+    )
+
+
+def _distance(model: ModelFile, projector: ModelFile) -> int:
+    """Return how many folders above a model a projector is; far away if it is not above it."""
+    folders = list(model.path.parents)
+    return folders.index(projector.path.parent) if projector.path.parent in folders else len(folders)
 
 
 def _precision(name: FileName) -> int:

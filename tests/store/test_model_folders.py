@@ -83,6 +83,21 @@ def test_the_projector_of_a_repository_serves_all_its_folders(tmp_path: Path) ->
     assert entry.main.found.path.name == "Eye-Q8_0-00001-of-00002.gguf"
 
 
+def test_of_several_projectors_the_nearest_goes_along(tmp_path: Path) -> None:
+    for folder in ("small", "large"):
+        put_hub(tmp_path, "o/Eye-GGUF", f"{folder}/{folder}-Q8_0.gguf")
+        put_hub(tmp_path, "o/Eye-GGUF", f"{folder}/mmproj-Q8_0.gguf")
+    put_hub(tmp_path, "o/Eye-GGUF", "other/other-Q4_0.gguf")
+    put_hub(tmp_path, "o/Eye-GGUF", "mmproj-F16.gguf")
+    found = entries(Source.HUGGING_FACE, tmp_path).values()
+
+    assert {str(path.relative_to(path.parents[1])) for entry in found for path in entry.main.found.projectors} == {
+        "small/mmproj-Q8_0.gguf",
+        "large/mmproj-Q8_0.gguf",
+        f"{COMMIT}/mmproj-F16.gguf",
+    }
+
+
 def test_something_else_under_the_name_of_a_model_is_found_out_when_it_is_read(tmp_path: Path) -> None:
     put(tmp_path / "page.gguf", b"<!DOCTYPE html><title>404 Not Found</title>")
     put(tmp_path / "lora.gguf", gguf_bytes({"general.type": "adapter"}))
