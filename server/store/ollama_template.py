@@ -18,8 +18,8 @@ from server.store.go_template_jinja import jinja_template
 from server.store.ollama_manifest import OllamaKind
 
 _MARKERS = re.compile(
-    r"<\|[^|<>\s]{1,40}\|>|<\uff5c[^<>\s]{1,40}\uff5c>|</?[a-z]+_of_[a-z]+>|\[/?[A-Z_]{2,30}\]|<</?SYS>>|^###? ?[A-Z]\w+:"
-    r"|\b[A-Z]{3,20}:",
+    r"<\|[^|<>\s]{1,40}\|>|<\uff5c[^<>\s]{1,40}\uff5c>|</?[a-z]+_of_[a-z]+>|\[/?[A-Z_]{2,30}\]|<</?SYS>>"
+    r"|^###? ?[A-Z]\w+:|\b[A-Z]{3,20}:",
     re.MULTILINE,
 )
 _OF_TOOLS = re.compile(r"tool|think|python|json|image|img|result|available", re.IGNORECASE)

@@ -43,12 +43,15 @@ def each(action: str) -> str:
     [
         ("{{ range .Messages }}<{{ .Role }}>{{ .Content }}{{ end }}<assistant>", "<user>Hi!<assistant>"),
         ("a {{- range .Messages }} {{ .Role -}} \n b\n{{- end }} c ", "a userb c "),
-        ("{{/* a }} \" ` comment */}}{{- /* and one that trims */ -}}  x" + each(""), "x"),
-        (each("'{{ \"}} \\\"quoted\\\" \\u00e9\\n\" }}`{{ `raw \\n }}` }}'"), "'}} \"quoted\" é\n`raw \\n }}'"),
+        ('{{/* a }} " ` comment */}}{{- /* and one that trims */ -}}  x' + each(""), "x"),
+        (each('\'{{ "}} \\"quoted\\" \\u00e9\\n" }}`{{ `raw \\n }}` }}\''), "'}} \"quoted\" é\n`raw \\n }}'"),
         ("€ 😀 \\ ' {% x %} {# y #} }}" + each(""), "€ 😀 \\ ' {% x %} {# y #} }}"),
         (each('{{ if eq .Role "system" "user" }}yes{{ else }}no{{ end }}'), "yes"),
         (each('{{ if ne .Role "user" }}a{{ else if and .Content (not .ToolCalls) }}b{{ else }}c{{ end }}'), "b"),
-        (each("{{ with .Content }}[{{ . }}]{{ else }}none{{ end }}{{ with .Thinking }}t{{ else }}n{{ end }}"), "[Hi!]n"),
+        (
+            each("{{ with .Content }}[{{ . }}]{{ else }}none{{ end }}{{ with .Thinking }}t{{ else }}n{{ end }}"),
+            "[Hi!]n",
+        ),
         ("{{ range $i, $m := .Messages }}{{ $i }}{{ $m.Role }}{{ .Content }}{{ end }}", "0userHi!"),
         ("{{ range $m := .Messages }}{{ $m.Role }}{{ else }}none{{ end }}", "user"),
         ("{{ range .Tools }}tool{{ else }}none{{ end }}" + each(""), "none"),
@@ -69,8 +72,8 @@ def test_what_a_template_makes(source: str, text: str) -> None:
 
 def test_variables_outlive_the_loop_that_sets_them() -> None:
     source = (
-        '{{ $system := "" }}{{ range .Messages }}{{ if eq .Role "system" }}{{ $system = .Content }}{{ continue }}{{ end }}'
-        '[{{ if $system }}{{ $system }}|{{ $system = "" }}{{ end }}{{ .Content }}]{{ end }}'
+        '{{ $system := "" }}{{ range .Messages }}{{ if eq .Role "system" }}{{ $system = .Content }}'
+        '{{ continue }}{{ end }}[{{ if $system }}{{ $system }}|{{ $system = "" }}{{ end }}{{ .Content }}]{{ end }}'
     )
     assert rendered(source, SYSTEM, HI, HELLO, BYE) == "[Be kind.|Hi!][Hello.][Bye.]"
 
@@ -185,7 +188,36 @@ def test_what_cannot_be_translated_is_said(source: str, reason: str) -> None:
     assert str(error.value) == reason
 
 
-PIECES = """{{ }} {{- -}} if end range .Messages else " ` ( ) | := $x = x ' /* */ {% %} . eq .Role break 1""".split()
+PIECES = [
+    "{{",
+    "}}",
+    "{{-",
+    "-}}",
+    "if",
+    "end",
+    "range",
+    ".Messages",
+    "else",
+    '"',
+    "`",
+    "(",
+    ")",
+    "|",
+    ":=",
+    "$x",
+    "=",
+    "x",
+    "'",
+    "/*",
+    "*/",
+    "{%",
+    "%}",
+    ".",
+    "eq",
+    ".Role",
+    "break",
+    "1",
+]
 
 
 @settings(deadline=None)
@@ -222,7 +254,13 @@ GO_LLAMA = each("<|start_header_id|>{{ .Role }}<|end_header_id|>\n\n{{ .Content 
         (GO_LLAMA, PLAIN, CHATML, TemplateSource.MANIFEST, None),
         (GO_CHATML, PLAIN, None, TemplateSource.MANIFEST, None),
         ("{{ .Prompt }}", PLAIN, None, TemplateSource.MANIFEST, None),
-        (GO_LLAMA + "{{ .Odd }}", PLAIN, CHATML, TemplateSource.FILE, "its manifest's template cannot be used, because it uses .Odd"),
+        (
+            GO_LLAMA + "{{ .Odd }}",
+            PLAIN,
+            CHATML,
+            TemplateSource.FILE,
+            "its manifest's template cannot be used, because it uses .Odd",
+        ),
         ("{{ .Odd }}", PLAIN, None, TemplateSource.NONE, "because it uses .Odd; use it @ollama"),
         (GO_LLAMA + "{{", PLAIN, CHATML, TemplateSource.FILE, "an action that does not end"),
         (None, OllamaKind(renderer="odd"), CHATML, TemplateSource.FILE, "with code of its own, 'odd'"),
