@@ -249,7 +249,7 @@ def _read(path: Path) -> dict[str, _Record]:
             data = file.read(_MOST_FILE_BYTES)
         content = json.loads(data)
     except (ModelLoadingFailed, OSError, ValueError, RecursionError) as error:
-        if path.exists():
+        if not isinstance(error.__cause__, FileNotFoundError):
             _log.warning("what model files say is not known from earlier: %s", error)
         return {}
     files = content.get("files") if isinstance(content, dict) and content.get("version") == _VERSION else None

@@ -170,6 +170,14 @@ def real_folder(path: Path) -> Path:
         return path
 
 
+def is_folder(path: Path) -> bool:
+    """Say whether there is a folder, or a link to one, that can be reached."""
+    try:
+        return path.is_dir()
+    except OSError:  # a folder above it may not be entered
+        return False
+
+
 def read_small(path: Path, limit: int) -> bytes:
     """Read a regular file that ought to be small, and nothing that could block or be endless.
 

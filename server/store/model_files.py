@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
-from server.store.lookout import FileState, Lookout, Refused, real_folder
+from server.store.lookout import FileState, Lookout, Refused, is_folder, real_folder
 from server.store.model_names import FileName, names_in_folder, names_in_repository, read_file_name, without_attachment
 from server.store.ollama_manifest import OllamaModel
 from server.store.places import Place, Source
@@ -66,8 +66,8 @@ def scan_folder(place: Place, lookout: Lookout) -> list[FoundModel]:
     to have a model in two places.
     """
     root = real_folder(place.path)
-    if place.source is Source.FOLDER and not root.is_dir():
-        lookout.complain(place.path, "is no folder; correct model_dirs in the configuration")
+    if place.source is Source.FOLDER and not is_folder(root):
+        lookout.complain(place.path, "is no folder that can be read; correct model_dirs in the configuration")
     inside = root if place.source is Source.OWN else None
     repositories: dict[tuple[str, ...], list[ModelFile]] = {}
     models: list[FoundModel] = []

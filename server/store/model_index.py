@@ -12,7 +12,7 @@ from pathlib import Path
 from server.core.model_spec import DEFAULT_QUANTIZATION, equivalent_names, split_variant
 from server.store.header_cache import HeaderCache, HeaderFacts
 from server.store.hugging_face_cache import scan_hugging_face
-from server.store.lookout import Complaint, Lookout, Sight
+from server.store.lookout import Complaint, Lookout, Sight, is_folder
 from server.store.model_copies import groups_of_copies
 from server.store.model_files import FoundModel, scan_folder
 from server.store.ollama_store import scan_ollama
@@ -210,10 +210,7 @@ def _scan(place: Place, now_ns: int) -> _Scan:
 
 
 def _is_ollama_store(path: Path) -> bool:
-    try:
-        return (path / "manifests").is_dir() and (path / "blobs").is_dir()
-    except (OSError, ValueError):
-        return False
+    return is_folder(path / "manifests") and is_folder(path / "blobs")
 
 
 def _summed(first: HeaderFacts, others: Sequence[HeaderFacts]) -> HeaderFacts:

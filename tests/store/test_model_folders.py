@@ -8,6 +8,7 @@ import pytest
 from made_stores import COMMIT, gguf_bytes, index_of, put, put_hub
 
 from server.store import lookout as lookout_module
+from server.store.header_cache import HeaderCache
 from server.store.model_index import ModelEntry
 from server.store.places import Source
 
@@ -168,10 +169,18 @@ def test_folders_that_are_too_deep_or_too_full_are_complained_about(
 
 @pytest.mark.skipif(os.getuid() == 0, reason="root may read everything")
 def test_folders_that_cannot_be_read_are_complained_about(tmp_path: Path) -> None:
-    put(tmp_path / "closed" / "a.gguf")
+    put(tmp_path / "closed" / "inside" / "a.gguf")
+    put(tmp_path / "c.gguf").chmod(0)
     (tmp_path / "closed").chmod(0)
-    (complaint,) = index_of((Source.FOLDER, tmp_path)).listing().complaints
-    assert complaint.problem == "cannot be read: Permission denied"
+    cache = HeaderCache(tmp_path / "closed" / "headers.json")
+    inside = tmp_path / "closed" / "inside"
+    index = index_of((Source.FOLDER, tmp_path), *((source, inside) for source in Source), cache=cache)
+
+    (entry,) = index.listing().entries
+    assert (index.facts(entry.main.found).problem or "").endswith("c.gguf cannot be read: Permission denied")
+    assert "cannot be read: Permission denied" in {complaint.problem for complaint in index.listing().complaints}
+    index.save()
+    (tmp_path / "closed").chmod(0o700)
 
 
 def test_a_folder_that_fails_while_it_is_listed_is_complained_about(
@@ -197,7 +206,7 @@ def test_a_configured_folder_that_is_not_there_is_complained_about(tmp_path: Pat
     for missing in (tmp_path / "later", tmp_path / "a\0b"):
         index = index_of((Source.FOLDER, missing), (Source.LM_STUDIO, missing), (Source.OLLAMA, missing))
         first, *_ = index.listing().complaints
-        assert first.problem == "is no folder; correct model_dirs in the configuration"
+        assert first.problem == "is no folder that can be read; correct model_dirs in the configuration"
 
     index = index_of((Source.FOLDER, tmp_path / "later"), (Source.HUGGING_FACE, tmp_path / "later"))
     assert len(index.listing().complaints) == 1
