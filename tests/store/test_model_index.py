@@ -4,6 +4,7 @@ import json
 import os
 import sys
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -240,6 +241,20 @@ def test_a_place_that_appears_later_is_found(tmp_path: Path) -> None:
     put_ollama(tmp_path / "ollama", "registry.ollama.ai/library/b/latest")
 
     assert names(index.refresh()) == ["a", "b:latest"]
+
+
+def test_several_threads_see_the_same(tmp_path: Path) -> None:
+    for number in range(50):
+        put(tmp_path / f"m{number}.gguf", gguf_bytes(padding=number % 7))
+    index = index_of((Source.FOLDER, tmp_path), cache=HeaderCache(tmp_path / "cache" / "headers.json"))
+
+    def look(_: int) -> list[str]:
+        facts = [index.facts(entry.main.found).architecture for entry in index.refresh().entries]
+        index.save()
+        return facts
+
+    with ThreadPoolExecutor(8) as threads:
+        assert {tuple(facts) for facts in threads.map(look, range(40))} == {("llama",) * 7}
 
 
 def test_copies_with_the_same_digest_are_shown_once(tmp_path: Path, opened: Counter[str]) -> None:

@@ -154,6 +154,16 @@ def test_a_manifest_that_is_a_link_out_of_the_store_is_not_read(tmp_path: Path) 
     assert "leads out of" in complaints[f"manifests/{LIBRARY}/m/latest"]
 
 
+def test_a_manifest_that_is_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    folder = tmp_path / "manifests" / LIBRARY / "m"
+    folder.mkdir(parents=True)
+    os.mkfifo(folder / "latest")
+    models, complaints = scan(tmp_path)
+
+    assert models == []
+    assert complaints == {f"manifests/{LIBRARY}/m/latest": "is not a regular file"}
+
+
 def test_a_folder_of_manifests_that_is_a_link_is_not_entered(tmp_path: Path) -> None:
     put_ollama(tmp_path / "other", f"{LIBRARY}/m/latest")
     host = tmp_path / "store" / "manifests" / "registry.ollama.ai"
