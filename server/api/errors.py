@@ -33,6 +33,10 @@ _TABLE: dict[type[core.LlmspellError], tuple[HTTPStatus, str]] = {
     core.Unavailable: (HTTPStatus.SERVICE_UNAVAILABLE, SERVER_ERROR),
     core.BackendError: (HTTPStatus.BAD_GATEWAY, SERVER_ERROR),
     core.TimedOut: (HTTPStatus.GATEWAY_TIMEOUT, SERVER_ERROR),
+    core.PullFailed: (HTTPStatus.BAD_GATEWAY, SERVER_ERROR),
+    core.HubDenied: (HTTPStatus.FORBIDDEN, INVALID_REQUEST_ERROR),
+    core.HubBusy: (HTTPStatus.SERVICE_UNAVAILABLE, SERVER_ERROR),
+    core.CannotStore: (HTTPStatus.INSUFFICIENT_STORAGE, SERVER_ERROR),
     core.LlmspellError: (HTTPStatus.INTERNAL_SERVER_ERROR, SERVER_ERROR),
 }
 

@@ -19,6 +19,13 @@
     ├── BackendError                a model or daemon behind this server failed
     │   └── NoFreeCells
     ├── TimedOut
+    ├── PullFailed                  a model could not be downloaded
+    │   ├── HubUnreachable
+    │   ├── HubDenied
+    │   ├── HubBusy
+    │   ├── ChecksumMismatch
+    │   └── CannotStore
+    │       └── DiskFull
     └── ConfigurationError          the operator's files or flags are wrong; never reaches HTTP
 
 ``server.api.errors`` maps each class to its HTTP status; messages tell the reader what to do next.
@@ -141,6 +148,48 @@ class TimedOut(LlmspellError):
     """The request took longer than it may."""
 
     code = "timeout"
+
+
+class PullFailed(LlmspellError):
+    """A model could not be downloaded."""
+
+    code = "pull_failed"
+
+
+class HubUnreachable(PullFailed):
+    """The hub that models come from does not answer, fails, or keeps breaking off."""
+
+    code = "hub_unreachable"
+
+
+class HubDenied(PullFailed):
+    """The hub does not give out the model to whoever asks: it is private or gated, or the token is wrong."""
+
+    code = "hub_denied"
+
+
+class HubBusy(PullFailed):
+    """The hub limits how often it is asked."""
+
+    code = "hub_busy"
+
+
+class ChecksumMismatch(PullFailed):
+    """What was downloaded is not what the hub describes; it is deleted."""
+
+    code = "checksum_mismatch"
+
+
+class CannotStore(PullFailed):
+    """The folder for models cannot be written to."""
+
+    code = "cannot_store"
+
+
+class DiskFull(CannotStore):
+    """There is no room on the disk for the model."""
+
+    code = "disk_full"
 
 
 class ConfigurationError(LlmspellError):

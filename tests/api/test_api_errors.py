@@ -30,6 +30,13 @@ EXPECTED = {
     core.BackendError: 502,
     core.NoFreeCells: 502,
     core.TimedOut: 504,
+    core.PullFailed: 502,
+    core.HubUnreachable: 502,
+    core.HubDenied: 403,
+    core.HubBusy: 503,
+    core.ChecksumMismatch: 502,
+    core.CannotStore: 507,
+    core.DiskFull: 507,
     core.ConfigurationError: 500,
 }
 
