@@ -14,7 +14,7 @@ from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 from pydantic_core import from_json
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
@@ -27,6 +27,7 @@ from server.core.errors import ConfigurationError, InvalidModelSpec
 from server.core.model_spec import parse_model_spec
 from server.pool.config import ModelConfig, PoolConfig
 from server.router import RoutingConfig
+from server.store.config import StoreConfig
 
 ENVIRONMENT_PREFIX = "LLMSPELL_"
 CONFIG_VARIABLE = "LLMSPELL_CONFIG"
@@ -79,6 +80,7 @@ class Settings(BaseSettings):
     routing: RoutingConfig = Field(default_factory=RoutingConfig)
     ollama: OllamaConfig = Field(default_factory=OllamaConfig)
     llamacpp: PoolConfig = Field(default_factory=PoolConfig)
+    store: StoreConfig = Field(default_factory=StoreConfig)
     models: dict[str, ModelConfig] = Field(default_factory=dict)
     aliases: dict[str, str] = Field(default_factory=dict)
     logging: LoggingConfig = Field(default_factory=LoggingConfig)
@@ -109,12 +111,15 @@ _SECTIONS: dict[str, Any] = {
     "routing": RoutingConfig,
     "ollama": OllamaConfig,
     "llamacpp": PoolConfig,
+    "store": StoreConfig,
     "models": ModelConfig,
     "aliases": str,
     "logging": LoggingConfig,
 }
 _NAMED_TABLES = ("models", "aliases")
 _PATH_KEYS = ("path", "chat_template")
+_PATHS = ("llamacpp.model_dirs", "store.models_dir", "store.recommended")
+"""Keys of sections whose values are paths; like ``_PATH_KEYS`` of models they are relative to the file."""
 
 _RANGES: dict[str, tuple[float, float]] = {
     "server.port": (0, 65535),
@@ -250,10 +255,7 @@ def load_settings(
     variables, environment_values = _read_environment(environ)
     flag_values = _checked_tables(overrides or {}, "command line", Path())
     layers = tuple(InitSettingsSource(Settings, values) for values in (flag_values, environment_values, file_values))
-    try:
-        settings = Settings(_build_sources=(layers, {}))  # type: ignore[call-arg] # pydantic's own, not a field
-    except ValidationError as error:
-        raise ConfigurationError(_incomplete(error)) from error
+    settings = Settings(_build_sources=(layers, {}))  # type: ignore[call-arg] # pydantic's own, not a field
     settings, is_host_used = _with_ollama_host(settings, environ)
     variables += [OLLAMA_HOST_VARIABLE] if is_host_used else []
     parts = [str(path)] if path else []
@@ -340,7 +342,7 @@ def _read_environment(environ: Mapping[str, str]) -> tuple[list[str], dict[str, 
         elif variable in _VARIABLES:
             section, _, name = _VARIABLES[variable].path.partition(".")
             value = _accepted(_VARIABLES[variable], environ[variable], variable, text=True)
-            tables.setdefault(section, {})[name] = value
+            tables.setdefault(section, {}).update(_with_paths({name: value}, section, Path()))
         else:
             known = closest(variable, [*_VARIABLES, *_TABLE_VARIABLES])
             raise ConfigurationError(f"{variable}: there is no such setting; did you mean {known}?")
@@ -374,8 +376,21 @@ def _checked_tables(tables: Mapping[str, Any], place: str, directory: Path) -> d
         elif section == "aliases":
             checked[section] = {alias: _checked_alias(alias, spec, place) for alias, spec in table.items()}
         else:
-            checked[section] = _checked_table(table, place, section, section)
+            checked[section] = _with_paths(_checked_table(table, place, section, section), section, directory)
     return checked
+
+
+def _with_paths(table: dict[str, Any], section: str, directory: Path) -> dict[str, Any]:
+    return {
+        name: _absolute(value, directory) if f"{section}.{name}" in _PATHS else value for name, value in table.items()
+    }
+
+
+def _absolute(value: str | Iterable[str], directory: Path) -> str | tuple[str, ...]:
+    """Make a path, or several, relative to ``directory``; an absolute one stays itself, and an empty one empty."""
+    if isinstance(value, str):
+        return str(directory / Path(value).expanduser()) if value else ""
+    return tuple(str(directory / Path(each).expanduser()) for each in value if each)
 
 
 def _checked_table(table: Mapping[str, Any], place: str, section: str, shown: str) -> dict[str, Any]:
@@ -400,8 +415,6 @@ def _checked_models(table: Mapping[str, Any], place: str, directory: Path) -> di
         model = _checked_table(keys, place, "models.*", shown)
         # an absolute path stays itself when it is joined
         paths = {key: str(directory / Path(model[key]).expanduser()) for key in _PATH_KEYS if model.get(key)}
-        if model.get("path") == "":
-            raise ConfigurationError(f"{place}: {shown}.path: is empty; it must name a GGUF file.")
         models[spec] = model | paths
     return models
 
@@ -452,11 +465,3 @@ def _unknown(place: str, key: str, known: Iterable[str]) -> str:
 def closest(name: str, known: Iterable[str]) -> str:
     """Return the member of ``known`` that looks most like ``name``."""
     return difflib.get_close_matches(name, list(known), n=1, cutoff=0.0)[0]
-
-
-def _incomplete(error: ValidationError) -> str:
-    """Say which model has no file: the one thing that cannot be known before the sources are merged."""
-    location = error.errors()[0]["loc"]
-    if location[:1] == ("models",) and location[-1] == "path":
-        return f'The model {location[1]} has no file: set models."{location[1]}".path in the configuration file.'
-    return str(error)

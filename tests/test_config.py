@@ -119,7 +119,6 @@ def test_a_file_that_was_asked_for_must_exist() -> None:
         ("[models.'a b:']\npath = 'a'", "is not a model spec"),
         ("[models.a]\npath = 'a'\n[models.'local/a']\npath = 'a'", "local/a is there twice"),
         ("[models]\na = 'a.gguf'", """models."a": 'a.gguf' is not allowed; it must be a table of keys."""),
-        ("[models.a]\npath = ''", 'models."a".path: is empty'),
         ("[models.a]\npath = 'a'\npreload = 1", 'models."a".preload: 1 is not allowed; it must be true or false.'),
         ("[models.a]\npath = 'a'\nkv_cache_type = 'q9'", """it must be one of "f16", "q8_0", "q4_0"."""),
         (
@@ -145,9 +144,21 @@ def test_a_mistake_in_the_file_is_named(text: str, message: str, tmp_path: Path)
     assert message in caught.value.message
 
 
-def test_a_model_needs_a_file(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="The model local/a has no file"):
-        load_text("[models.a]\npreload = true", tmp_path / "c.toml")
+def test_a_model_may_be_found_by_its_name_alone(tmp_path: Path) -> None:
+    settings = load_text("[models.a]\npreload = true\n[models.b]\npath = ''", tmp_path / "c.toml").settings
+    assert (settings.models["local/a"].path, settings.models["local/b"].path) == ("", "")
+
+
+def test_folders_are_relative_to_the_file_that_names_them(tmp_path: Path) -> None:
+    text = "[llamacpp]\nmodel_dirs = ['more', '/all']\n[store]\nmodels_dir = 'mine'\nrecommended = ''"
+    settings = load_text(text, tmp_path / "c.toml").settings
+    assert settings.llamacpp.model_dirs == (str(tmp_path / "more"), "/all")
+    assert (settings.store.models_dir, settings.store.recommended) == (str(tmp_path / "mine"), "")
+
+
+def test_a_folder_in_the_environment_may_be_below_the_home_folder() -> None:
+    loaded = load_settings({}, None, {"LLMSPELL_STORE__MODELS_DIR": "~/models"})
+    assert loaded.settings.store.models_dir == str(Path.home() / "models")
 
 
 def test_a_file_that_is_not_text_is_refused(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ _TABLE: dict[type[core.LlmspellError], tuple[HTTPStatus, str]] = {
     core.InvalidRequest: (HTTPStatus.BAD_REQUEST, INVALID_REQUEST_ERROR),
     core.Forbidden: (HTTPStatus.FORBIDDEN, INVALID_REQUEST_ERROR),
     core.ModelNotFound: (HTTPStatus.NOT_FOUND, INVALID_REQUEST_ERROR),
+    core.ModelInUse: (HTTPStatus.CONFLICT, INVALID_REQUEST_ERROR),
     core.RequestTooLarge: (HTTPStatus.REQUEST_ENTITY_TOO_LARGE, INVALID_REQUEST_ERROR),
     core.QueueFull: (HTTPStatus.TOO_MANY_REQUESTS, RATE_LIMIT_ERROR),
     core.Unavailable: (HTTPStatus.SERVICE_UNAVAILABLE, SERVER_ERROR),

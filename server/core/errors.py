@@ -10,6 +10,7 @@
     ├── Forbidden                   the client may not do that
     │   └── LocalOnly
     ├── ModelNotFound
+    ├── ModelInUse                  it cannot be deleted now
     ├── RequestTooLarge
     ├── QueueFull                   try again later
     ├── Unavailable
@@ -98,6 +99,12 @@ class ModelNotFound(LlmspellError):
     """No backend has the model."""
 
     code = "model_not_found"
+
+
+class ModelInUse(LlmspellError):
+    """The model cannot be deleted while requests use it."""
+
+    code = "model_in_use"
 
 
 class RequestTooLarge(LlmspellError):

@@ -60,6 +60,8 @@ class PoolConfig:
     """Section ``[llamacpp]``: the memory that models share, and defaults for every model of the pool.
 
     Attributes:
+        model_dirs: folders with .gguf files, or stores of Ollama, whose models are served besides those of [store];
+            docs/models.md says by which names.
         memory_budget: what all models together may take: "auto" for what is free when the server starts, less a
             reserve; a size such as "12GiB" for the GPU (or for main memory where there is no GPU); or a table of sizes
             by device such as { CUDA0 = "40GiB", CPU = "16GiB" }.
@@ -90,6 +92,7 @@ class PoolConfig:
 
     """
 
+    model_dirs: tuple[str, ...] = ()
     memory_budget: MemoryBudget = "auto"
     keep_alive: Duration = Duration("-1s")
     load_timeout: Duration = Duration("10m")
@@ -112,7 +115,8 @@ class ModelConfig:
     """Section ``[models."local/…"]``: one model of the pool.
 
     Attributes:
-        path: the GGUF file (the first part of a split one).
+        path: the GGUF file (the first part of a split one); empty means the one of this name that is found on this
+            machine (docs/models.md).
         context_length: tokens that one sequence may hold, prompt and completion; "auto" means what the model was
             trained for, at most 8192, and less where that does not fit into memory.
         kv_cells: tokens that all sequences together may hold; "auto" means ``context_length`` times
@@ -139,7 +143,7 @@ class ModelConfig:
 
     """
 
-    path: str
+    path: str = ""
     context_length: AutoInt = "auto"
     kv_cells: AutoInt = "auto"
     n_gpu_layers: AutoInt = "auto"

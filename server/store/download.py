@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import TypeVar
 
 from server.core.errors import CannotStore, DiskFull
+from server.core.pulling import PullActivity, PullNotice, PullProgress
 from server.store.hub import Hub
 from server.store.hub_listing import HubFile, HubListing
 from server.store.pull_plan import PullPlan, in_gigabytes
-from server.store.transfer import BACKOFF_SECONDS, Activity, Transfer
+from server.store.transfer import BACKOFF_SECONDS, Transfer
 
 T = TypeVar("T")
 
@@ -33,39 +34,11 @@ _SPEED_WINDOW_SECONDS = 8.0
 _PARTING_SECONDS = 2.0
 """How long threads may take to end that nobody waits for any more; then they are left to end by themselves."""
 _SPARE_BYTES = 64 << 20
-_BY_IMPORTANCE = (Activity.DOWNLOADING, Activity.CHECKING, Activity.WAITING, Activity.QUEUED)
+_BY_IMPORTANCE = (PullActivity.DOWNLOADING, PullActivity.CHECKING, PullActivity.WAITING, PullActivity.QUEUED)
 
 
 @dataclass(frozen=True, slots=True)
-class PullProgress:
-    """How far a pull is.
-
-    Attributes:
-        activity: what is being done: ``waiting`` is for another process that downloads the same, ``checking`` is
-            hashing what is here already.
-        done_bytes: how much is here, of all files together.
-        total_bytes: how much there will be.
-        bytes_per_second: recent speed; 0 while nothing is known of it.
-        seconds_left: how long it will take, or ``None`` while nothing is known of it.
-
-    """
-
-    activity: Activity
-    done_bytes: int
-    total_bytes: int
-    bytes_per_second: float
-    seconds_left: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class PullNotice:
-    """Something that whoever waits should know: a connection that broke, a part that could not be used."""
-
-    message: str
-
-
-@dataclass(frozen=True, slots=True)
-class PullFinished:
+class Downloaded:
     """The model is here; ``path`` is the file to load it by, ``paths`` are all of its files."""
 
     path: Path
@@ -73,7 +46,7 @@ class PullFinished:
     paths: tuple[Path, ...]
 
 
-PullEvent = PullProgress | PullNotice | PullFinished
+DownloadEvent = PullProgress | PullNotice | Downloaded
 
 
 class Downloads:
@@ -107,8 +80,8 @@ class Downloads:
         """
         return await _in_thread(lambda: self._hub.listing(repository))
 
-    async def pull(self, plan: PullPlan) -> AsyncGenerator[PullEvent]:
-        """Download what is missing of a model; the last event is ``PullFinished``.
+    async def pull(self, plan: PullPlan) -> AsyncGenerator[DownloadEvent]:
+        """Download what is missing of a model; the last event is ``Downloaded``.
 
         Who asks for what is being downloaded already joins in. The download ends when the last one has left; what has
         come by then is kept, and the next pull continues it.
@@ -143,7 +116,7 @@ class Downloads:
             backoff_seconds=self._backoff_seconds,
         )
 
-    async def _watch(self, flight: _Flight) -> AsyncGenerator[PullEvent]:
+    async def _watch(self, flight: _Flight) -> AsyncGenerator[DownloadEvent]:
         meter = _Meter(self._clock)
         num_notices = 0
         last: PullProgress | None = None
@@ -197,18 +170,18 @@ class _Flight:
     def progress(self, meter: _Meter) -> PullProgress:
         """Return how far it is."""
         activities = {transfer.activity for transfer in self._transfers}
-        activity = next((each for each in _BY_IMPORTANCE if each in activities), Activity.DONE)
+        activity = next((each for each in _BY_IMPORTANCE if each in activities), PullActivity.DONE)
         done, total = sum(transfer.num_bytes for transfer in self._transfers), self._plan.size
         speed = meter.speed(sum(transfer.num_fetched for transfer in self._transfers))
         return PullProgress(activity, done, total, speed, (total - done) / speed if speed > 0 else None)
 
-    def finished(self) -> PullFinished:
+    def finished(self) -> Downloaded:
         """Return the outcome, or raise it."""
         self._task.result()
         paths = {transfer.file: transfer.destination for transfer in self._transfers}
         projector = self._plan.projector
         model = [paths[file] for file in self._plan.model.shards]
-        return PullFinished(
+        return Downloaded(
             path=model[0],
             projector=None if projector is None else paths[projector],
             paths=(*model, *(() if projector is None else (paths[projector],))),

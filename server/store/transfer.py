@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 import threading
 from collections import deque
-from enum import StrEnum
 from http import HTTPStatus
 from pathlib import Path
 from typing import BinaryIO
@@ -16,6 +15,7 @@ from typing import BinaryIO
 import httpx
 
 from server.core.errors import ChecksumMismatch, HubBusy, HubUnreachable, PullFailed
+from server.core.pulling import PullActivity
 from server.store.following_hash import FollowingHash
 from server.store.hub import Hub
 from server.store.hub_listing import HubFile, HubListing
@@ -28,16 +28,6 @@ _LONGEST_PATIENCE_SECONDS = 90.0
 _MAX_RESTARTS = 3
 _LOCK_SECONDS = 0.2
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)\Z")
-
-
-class Activity(StrEnum):
-    """What a transfer is doing."""
-
-    QUEUED = "queued"
-    WAITING = "waiting"
-    CHECKING = "checking"
-    DOWNLOADING = "downloading"
-    DONE = "done"
 
 
 class Cancelled(Exception):
@@ -74,7 +64,7 @@ class Transfer:
         """Take what is wanted and where it goes, below ``root``; nothing is touched yet."""
         self.file = file
         self.destination = destination
-        self.activity = Activity.QUEUED
+        self.activity = PullActivity.QUEUED
         self.num_bytes = self.num_fetched = 0
         self.notices: deque[str] = deque()
         self.cancelled = threading.Event()
@@ -115,7 +105,7 @@ class Transfer:
 
     def _be_done(self) -> None:
         self.num_bytes = self.file.size
-        self.activity = Activity.DONE
+        self.activity = PullActivity.DONE
 
     def _is_here(self) -> bool:
         """Whether the file is at its destination already; one that nobody has hashed yet is hashed."""
@@ -152,11 +142,11 @@ class Transfer:
             self._check()
             self.num_bytes = max(self.num_bytes, following.num_hashed)
 
-        self.activity = Activity.CHECKING
+        self.activity = PullActivity.CHECKING
         return following.finish(look)
 
     def _wait_for_other(self) -> None:
-        self.activity = Activity.WAITING
+        self.activity = PullActivity.WAITING
         # a part that is gone has just been published
         num_bytes = min(self._part.size or self.num_bytes, self.file.size)
         if self._is_watching:
@@ -168,7 +158,7 @@ class Transfer:
 
     def _wait_for_others(self) -> None:
         """Wait until the other files of the model are there."""
-        self.activity = Activity.DONE
+        self.activity = PullActivity.DONE
         while not self.may_publish.wait(_LOCK_SECONDS):
             self._check()
 
@@ -236,7 +226,7 @@ class Transfer:
         following = FollowingHash(self._part.path, self.file.checksum.start(self.file.size))
         following.announce(start)
         self.num_bytes = start
-        self.activity = Activity.DOWNLOADING
+        self.activity = PullActivity.DOWNLOADING
         return following
 
     def _begin_again(self, part: BinaryIO, following: FollowingHash) -> FollowingHash:

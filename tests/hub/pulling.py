@@ -7,7 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Self
 
-from server.store.download import Downloads, PullEvent, PullFinished, PullNotice, PullProgress
+from server.core.pulling import PullNotice, PullProgress
+from server.store.download import Downloaded, DownloadEvent, Downloads
 from server.store.hub import Hub
 from server.store.hub_settings import HubSettings
 from server.store.part_file import PRIVATE_FOLDER
@@ -37,7 +38,7 @@ class Puller:
         self.root = root
         self.hub = Hub(settings, silence_seconds=silence)
         self.downloads = Downloads(self.hub, root, look_seconds=0.02, backoff_seconds=backoff, free_bytes=free_bytes)
-        self.events: list[PullEvent] = []
+        self.events: list[DownloadEvent] = []
 
     def __enter__(self) -> Self:
         return self
@@ -48,13 +49,13 @@ class Puller:
     def plan(self, quantization: str | None = None, repository: str = REPOSITORY) -> PullPlan:
         return plan_pull(self.hub.listing(repository), quantization)
 
-    async def pull(self, plan: PullPlan | None = None) -> PullFinished:
+    async def pull(self, plan: PullPlan | None = None) -> Downloaded:
         """Pull to the end; the events are kept."""
         self.events = []
         async for event in self.downloads.pull(plan or self.plan()):
             self.events.append(event)  # also those before a failure
         last = self.events[-1]
-        assert isinstance(last, PullFinished)
+        assert isinstance(last, Downloaded)
         return last
 
     @property

@@ -15,9 +15,9 @@ from pulling import FILE, REPOSITORY, Puller, content
 
 from server.core.errors import CannotStore, ChecksumMismatch, DiskFull, HubBusy, HubDenied, HubUnreachable, PullFailed
 from server.store import transfer
-from server.store.download import PullFinished, PullProgress, _Meter
+from server.core.pulling import PullActivity, PullProgress
+from server.store.download import Downloaded, _Meter
 from server.store.hub_settings import HubSettings
-from server.store.transfer import Activity
 
 MIB = 1 << 20
 PLACE = f"hf.co/{REPOSITORY}/{FILE}"
@@ -29,12 +29,12 @@ async def test_a_model_is_downloaded_and_published(hub: FakeHub, puller: Puller)
 
     finished = await puller.pull()
 
-    assert finished == PullFinished(puller.root / PLACE, None, (puller.root / PLACE,))
+    assert finished == Downloaded(puller.root / PLACE, None, (puller.root / PLACE,))
     assert finished.path.read_bytes() == data
     assert puller.published == [PLACE]
     assert puller.parts == []
     assert puller.progress[-1] == PullProgress(
-        Activity.DONE, len(data), len(data), puller.progress[-1].bytes_per_second, puller.progress[-1].seconds_left
+        PullActivity.DONE, len(data), len(data), puller.progress[-1].bytes_per_second, puller.progress[-1].seconds_left
     )
 
 
@@ -490,8 +490,8 @@ async def test_two_who_want_the_same_share_one_download(hub: FakeHub, puller: Pu
     hub.bytes_per_second = 4 * MIB
     plan = puller.plan()
 
-    async def watch() -> list[PullProgress | PullFinished]:
-        return [event async for event in puller.downloads.pull(plan) if isinstance(event, PullProgress | PullFinished)]
+    async def watch() -> list[PullProgress | Downloaded]:
+        return [event async for event in puller.downloads.pull(plan) if isinstance(event, PullProgress | Downloaded)]
 
     first, second = await asyncio.gather(watch(), watch())
 
@@ -529,8 +529,8 @@ async def test_two_downloads_of_one_folder_fetch_a_file_once(hub: FakeHub, tmp_p
 
     assert hub.bytes_sent == len(data)
     activities = [{each.activity for each in puller.progress} for puller in (one, other)]
-    assert sorted(Activity.WAITING in each for each in activities) == [False, True]
-    waiting = one if Activity.WAITING in activities[0] else other
+    assert sorted(PullActivity.WAITING in each for each in activities) == [False, True]
+    waiting = one if PullActivity.WAITING in activities[0] else other
     assert len({each.done_bytes for each in waiting.progress}) > 1, "who waits sees it grow"
 
 
@@ -564,7 +564,7 @@ async def test_speed_and_time_left_are_told(hub: FakeHub, puller: Puller) -> Non
 
     await puller.pull()
 
-    moving = [each for each in puller.progress if each.activity is Activity.DOWNLOADING and each.done_bytes > 300_000]
+    moving = [each for each in puller.progress if each.activity is PullActivity.DOWNLOADING and each.done_bytes > 300_000]
     assert moving
     assert all(each.bytes_per_second > 0 and each.seconds_left is not None for each in moving)
     assert [each.done_bytes for each in puller.progress] == sorted(each.done_bytes for each in puller.progress)

@@ -91,8 +91,8 @@ def test_processes_fetch_a_file_once(hub: FakeHub, puller: Puller, start: Callab
 
     outputs = [process.communicate(timeout=30)[0] for process in (start(), start(), start())]
 
-    assert all("PullFinished" in output for output in outputs)
-    assert sum("Activity.WAITING" in output for output in outputs) == 2
+    assert all("Downloaded" in output for output in outputs)
+    assert sum("PullActivity.WAITING" in output for output in outputs) == 2
     assert hub.bytes_sent == len(data)
     assert puller.parts == []
 
@@ -111,7 +111,7 @@ def test_who_waits_takes_over_from_who_is_killed(
     first.kill()
     output, _ = second.communicate(timeout=30)
 
-    assert "PullFinished" in output
+    assert "Downloaded" in output
     assert puller.published == [f"hf.co/{REPOSITORY}/{FILE}"]
     assert (puller.root / puller.published[0]).read_bytes() == data
     assert "range" in hub.asked(FILE, at_hub=False)[-1].headers
