@@ -21,6 +21,7 @@ EXPECTED = {
     core.Forbidden: 403,
     core.LocalOnly: 403,
     core.ModelNotFound: 404,
+    core.ModelInUse: 409,
     core.RequestTooLarge: 413,
     core.QueueFull: 429,
     core.Unavailable: 503,
