@@ -106,7 +106,7 @@ def own_load(model: Path, context: int) -> float:
     make_plan(config, pool_config, machine, limits)
     started = time.perf_counter()
     plan = make_plan(config, pool_config, machine, limits)
-    load_model(plan, config, pool_config, lambda _: None, lambda: None, LoadMonitor())
+    load_model(plan, pool_config, lambda _: None, lambda: None, LoadMonitor())
     return time.perf_counter() - started
 
 

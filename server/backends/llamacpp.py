@@ -69,6 +69,7 @@ class LlamaCppBackend:
         lease = await self._pool.lease(model, keep_alive)
         try:
             began = self._clock()
+            request = lease.model.defaults.applied(request)
             prompt = await lease.prompt_tokens(request.messages)
             generation = _generation_request(request, prompt, lease.model)
             return GenerationStream(lease, generation, self._clock() - began, self._first_token_noter(model, arrived))
@@ -81,7 +82,7 @@ class LlamaCppBackend:
 
     async def models(self) -> Sequence[ModelCard]:
         """List the models of the pool."""
-        return self._pool.cards()
+        return await self._pool.cards()
 
     def preloaded(self) -> Sequence[PreloadedModel]:
         """List the models that the configuration wants in memory from the start."""
@@ -93,19 +94,19 @@ class LlamaCppBackend:
 
     async def model(self, model: str) -> ModelCard | None:
         """Describe one model of the pool."""
-        return self._pool.card(model)
+        return await self._pool.card(model)
 
     async def has_model(self, spec: ModelSpec) -> bool:
         """Whether the pool has the model, in memory or not."""
-        return self._pool.has_model(spec.model)
+        return await self._pool.has_model(spec.model)
 
     async def look_again(self) -> bool:
         """Say that there is nothing to look for: the pool is never down."""
         return False
 
-    def refusal(self, spec: ModelSpec) -> LlmspellError | None:  # noqa: ARG002 - the port's signature
-        """Know of no model that cannot be asked for: what is wrong with it, a request tells."""
-        return None
+    def refusal(self, spec: ModelSpec) -> LlmspellError | None:
+        """Return what is wrong with a model that is on this machine, and cannot be used."""
+        return self._pool.problem(spec.model)
 
 
 class GenerationStream:

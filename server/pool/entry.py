@@ -54,11 +54,11 @@ class Waiter:
 
 @dataclass(slots=True, eq=False)
 class Entry:
-    """One configured model. Only the pool changes it, on the event loop.
+    """One model that the pool could load. Only the pool changes it, on the event loop.
 
     Attributes:
         name: without provider.
-        config: what the operator says about it.
+        config: what the operator says about it; without a path it is the one that is found by its name.
         keep_alive: seconds that it stays in memory without use, negative for ever: the operator's word, or that of the
             latest request which said something.
         first_tokens: how long requests waited.
@@ -135,7 +135,9 @@ class Entry:
         return entry
 
     def look_at_file(self) -> None:
-        """Note size and age of the file, for the list of models; blocking."""
+        """Note size and age of a configured file, for the list of models; blocking."""
+        if not self.config.path:
+            return
         try:
             status = Path(self.config.path).stat()
         except (OSError, ValueError):  # it is listed all the same, and a request says what is wrong
@@ -156,6 +158,12 @@ class Entry:
     def is_alive(self) -> bool:
         """Whether a loaded model serves requests."""
         return self.resident is not None and self.resident.is_alive
+
+    @property
+    def is_unused(self) -> bool:
+        """Whether nobody waits for it, and nothing of it is in memory or on its way there."""
+        is_idle = self.planning is None and not self.waiters and not self.departures
+        return self.residence is Residence.COLD and is_idle
 
     @property
     def in_memory(self) -> Resident:

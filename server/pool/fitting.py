@@ -47,6 +47,7 @@ class Wish:
         use_mmap: whether the file is mapped.
         shares: of the layers, by GPU.
         prefix_memory: bytes of main memory for prompts of finished requests.
+        usual_context: tokens of one sequence that the model's packer wants; less is chosen where that does not fit.
 
     """
 
@@ -56,6 +57,7 @@ class Wish:
     use_mmap: bool | None = None
     shares: tuple[float, ...] = ()
     prefix_memory: int | None = 0
+    usual_context: int | None = None
 
 
 class Candidate(NamedTuple):
@@ -159,8 +161,8 @@ class Fitting:
         """Tokens of one sequence where memory does not matter."""
         if self.wish.context_length is not None:
             return self.wish.context_length
-        known = (self.header.context_length or _LONGEST_CONTEXT, self.header.position_limit or _LONGEST_CONTEXT)
-        return min(*known, _LONGEST_CONTEXT)
+        usual = self.wish.usual_context or _LONGEST_CONTEXT
+        return min(self.header.context_length or usual, self.header.position_limit or usual, usual)
 
     @cached_property
     def full_cells(self) -> int:

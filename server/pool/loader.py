@@ -26,7 +26,8 @@ from server.llama.devices import CPU, free_bytes
 from server.llama.main_memory import give_back_freed, release_mapping, resident_bytes
 from server.llama.model import LlamaModel
 from server.llama.runner import LlamaRunner
-from server.pool.config import ModelConfig, PoolConfig, PrefixIsolation, Speculation
+from server.pool.config import PoolConfig, PrefixIsolation, Speculation
+from server.pool.material import RequestDefaults
 from server.pool.plan import FileIdentity, LoadPlan, chat_template
 from server.store.gguf_check import split_parts
 from server.store.page_cache import read_ahead
@@ -84,6 +85,7 @@ class LoadedModel:
         load_seconds: what the load took.
         measured: bytes by device that it took, with those that requests will take later; the prediction where
             something else took or gave back memory at the same time.
+        defaults: what holds for requests that do not say otherwise.
 
     """
 
@@ -92,6 +94,7 @@ class LoadedModel:
     context_length: int
     load_seconds: float
     measured: Mapping[str, int]
+    defaults: RequestDefaults
     _model: LlamaModel
     _runner: LlamaRunner
 
@@ -146,7 +149,6 @@ class LoadedModel:
 
 def load_model(
     plan: LoadPlan,
-    config: ModelConfig,
     pool_config: PoolConfig,
     deliver: Callable[[list[Delivery]], None],
     on_end: Callable[[], None],
@@ -158,7 +160,6 @@ def load_model(
 
     Args:
         plan: how it is loaded.
-        config: the model.
         pool_config: what holds for all models.
         deliver: hears the engine's events, on its thread.
         on_end: called from the engine's thread when that ends.
@@ -183,7 +184,7 @@ def load_model(
                 release_mapping(file)
         # The token table is read while memory for the context is found.
         with ThreadPoolExecutor(1, thread_name_prefix="vocabulary") as beside:
-            templating = beside.submit(_template, config, model)
+            templating = beside.submit(_template, plan, model)
             runner = LlamaRunner(model, plan.context)
         undo.callback(runner.close)
         template = templating.result()
@@ -202,7 +203,9 @@ def load_model(
         measured = _Taken.by(plan).since(before, plan) if change.is_alone else plan.predicted
         undo.pop_all()
     seconds = time.monotonic() - started
-    return LoadedModel(engine, template, plan.context.sequence_len, seconds, measured, model, runner)
+    for note in plan.notes:
+        _log.info("%s: %s", plan.path, note)
+    return LoadedModel(engine, template, plan.context.sequence_len, seconds, measured, plan.defaults, model, runner)
 
 
 def _engine_options(config: PoolConfig, plan: LoadPlan, template: ChatTemplate, model: LlamaModel) -> EngineOptions:
@@ -281,10 +284,10 @@ def _read_ahead(plan: LoadPlan, monitor: LoadMonitor) -> None:
             raise ModelLoadingFailed(f"{file} cannot be read: {error.strerror}.") from error
 
 
-def _template(config: ModelConfig, model: LlamaModel) -> ChatTemplate:
+def _template(plan: LoadPlan, model: LlamaModel) -> ChatTemplate:
     vocabulary = model.vocabulary
     return chat_template(
-        config,
+        plan.template,
         model.chat_template,
         bos_text=vocabulary.bos_text,
         eos_text=vocabulary.eos_text,

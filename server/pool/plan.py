@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from functools import lru_cache
 from hashlib import sha256
@@ -19,11 +19,13 @@ from server.llama.model import ContextOptions, LoadOptions
 from server.pool.config import AutoInt, KvCacheType, KvLayout, ModelConfig, PoolConfig, Switch
 from server.pool.fitting import CPU, Choice, Fitting, Wish
 from server.pool.ledger import parse_memory_size
+from server.pool.material import Material, RequestDefaults
 from server.store.context_shape import ContextShape, FlashAttention, repacked_formats
 from server.store.gguf import read_gguf_header
 from server.store.gguf_check import check_gguf, split_parts
 from server.store.gguf_header import GgufHeader
 from server.store.layer_shapes import layer_shapes
+from server.store.ollama_template import TemplateSource
 from server.store.regular_file import open_regular
 
 _MOST_TEMPLATE_BYTES = 1 << 20
@@ -86,6 +88,9 @@ class LoadPlan:
         releases_mapping: whether the pages of the mapped file are given back after the load.
         later: bytes of main memory among ``predicted`` that requests will take, and not the load.
         prefix_memory: bytes of main memory among these, for prompts of finished requests.
+        template: the chat template that replaces the file's own; ``None`` for the file's own.
+        defaults: what holds for requests that do not say otherwise.
+        notes: what an operator should know about the model, one sentence each.
 
     """
 
@@ -99,9 +104,18 @@ class LoadPlan:
     later: int = 0
     releases_mapping: bool = False
     prefix_memory: int = 0
+    template: str | None = None
+    defaults: RequestDefaults = field(default_factory=RequestDefaults)
+    notes: tuple[str, ...] = ()
 
 
-def make_plan(config: ModelConfig, pool_config: PoolConfig, machine: Machine, limits: Mapping[str, int]) -> LoadPlan:
+def make_plan(
+    config: ModelConfig,
+    pool_config: PoolConfig,
+    machine: Machine,
+    limits: Mapping[str, int],
+    material: Material | None = None,
+) -> LoadPlan:
     """Decide how a model is loaded; blocking, for a worker thread.
 
     Args:
@@ -109,16 +123,19 @@ def make_plan(config: ModelConfig, pool_config: PoolConfig, machine: Machine, li
         pool_config: what holds for all models.
         machine: where it is loaded.
         limits: bytes by device that the model may take at most. Where nothing fits, the smallest choice is returned.
+        material: what the model is made of; by default the configured file.
 
     Raises:
         ModelLoadingFailed: the file, its chat template or what the configuration asks for cannot be used.
 
     """
-    path = Path(config.path)
+    material = material or Material(Path(config.path))
+    path = material.path
     identity = FileIdentity.of(path)
     header, *parts = _headers(path, identity)
     # Only to know before anything else is unloaded for it; what the special tokens are called is not known yet.
-    chat_template(config, header.chat_template, bos_text="", eos_text="", control_texts=())
+    template, notes = _template(config, material, header)
+    chat_template(template, header.chat_template, bos_text="", eos_text="", control_texts=())
     for problem in _problems(config, machine, header):
         raise ModelLoadingFailed(f"{path}: {problem}.")
     can_release = machine.can_release_mappings and not config.mlock
@@ -126,7 +143,7 @@ def make_plan(config: ModelConfig, pool_config: PoolConfig, machine: Machine, li
         header,
         parts,
         _shape(config, pool_config, machine),
-        _wish(config, pool_config),
+        _wish(config, pool_config, material),
         machine.gpus,
         limits,
         can_release,
@@ -157,26 +174,38 @@ def make_plan(config: ModelConfig, pool_config: PoolConfig, machine: Machine, li
         choice.later,
         choice.releases_mapping,
         choice.prefix_memory,
+        template,
+        material.defaults,
+        notes,
     )
 
 
 def chat_template(
-    config: ModelConfig, own: str | None, *, bos_text: str, eos_text: str, control_texts: Sequence[str]
+    chosen: str | None, own: str | None, *, bos_text: str, eos_text: str, control_texts: Sequence[str]
 ) -> ChatTemplate:
-    """Compile the configured template, or else the model's ``own``, or else one that most models understand.
+    """Compile the template that was ``chosen``, or else the model's ``own``, or else one that most models understand.
 
     Raises:
-        ModelLoadingFailed: it cannot be read or compiled.
+        ModelLoadingFailed: it cannot be compiled.
 
     """
-    source = _template_file(config.chat_template) if config.chat_template else own or CHATML
     return ChatTemplate(
-        source,
+        chosen or own or CHATML,
         bos_text=bos_text,
         eos_text=eos_text,
         control_texts=control_texts,
         now=lambda: datetime.now().astimezone(),
     )
+
+
+def _template(config: ModelConfig, material: Material, header: GgufHeader) -> tuple[str | None, tuple[str, ...]]:
+    """Return the chat template that replaces the file's, if any, and what an operator should know about the model."""
+    if config.chat_template:
+        return _template_file(config.chat_template), material.notes
+    choice = material.choose_template(header.chat_template)
+    if choice.source is TemplateSource.NONE and choice.note is not None:
+        raise ModelLoadingFailed(f"{material.path}: {choice.note}.")
+    return choice.jinja, material.notes if choice.note is None else (*material.notes, choice.note)
 
 
 def _template_file(path: str) -> str:
@@ -218,7 +247,7 @@ def _shape(config: ModelConfig, pool_config: PoolConfig, machine: Machine) -> Co
     )
 
 
-def _wish(config: ModelConfig, pool_config: PoolConfig) -> Wish:
+def _wish(config: ModelConfig, pool_config: PoolConfig, material: Material) -> Wish:
     prefix_memory = parse_memory_size(pool_config.prefix_memory, "llamacpp.prefix_memory")
     return Wish(
         context_length=_number(config.context_length) or None,
@@ -227,6 +256,7 @@ def _wish(config: ModelConfig, pool_config: PoolConfig) -> Wish:
         use_mmap=None if config.mmap is Switch.AUTO else config.mmap is Switch.ON,
         shares=config.tensor_split or tuple(float(index == config.main_gpu) for index in range(config.main_gpu + 1)),
         prefix_memory=None if prefix_memory == "auto" else prefix_memory,
+        usual_context=material.context_length,
     )
 
 

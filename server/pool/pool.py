@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 
 from server.core.duration import duration_seconds
 from server.core.errors import Draining, LlmspellError, ModelNotFound, QueueFull, TimedOut
-from server.core.model_spec import equivalent_names
 from server.core.ports import DeviceMemory, LoadProgress, ModelCard, PreloadedModel, ResidencyStatus
 from server.pool.accounts import MemoryAccounts, shown_bytes
 from server.pool.config import ModelConfig, PoolConfig
@@ -22,7 +21,9 @@ from server.pool.loader import load_model
 from server.pool.plan import LoadPlan, Machine
 from server.pool.policy import PolicyConfig, Residence
 from server.pool.resident import Lease
+from server.pool.shelf import Shelf
 from server.pool.turns import LoadModel, Turns
+from server.store.model_index import ModelIndex
 
 _RETRY_AFTER_LOADING_SECONDS = 10.0
 _DRAINING = Draining(
@@ -36,11 +37,12 @@ _log = logging.getLogger(__name__)
 class Pool:
     """Models by name (``llama3.1:8b``); ``core.ports.Residency``."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - collaborators, of which most have a default
         self,
         models: Mapping[str, ModelConfig],
         config: PoolConfig,
         *,
+        index: ModelIndex | None = None,
         load: LoadModel = load_model,
         footprints: FootprintFile | None = None,
         machine: Callable[[], Machine] = Machine.this,
@@ -50,8 +52,9 @@ class Pool:
         """Know the models; nothing is loaded.
 
         Args:
-            models: by name without provider.
+            models: those that the operator configured, by name without provider.
             config: the section ``[llamacpp]``.
+            index: finds further models on this machine; ``None`` finds none.
             load: runs in a worker thread.
             footprints: where measurements are kept between runs.
             machine: finds the devices; runs in a worker thread, before the first load.
@@ -60,11 +63,11 @@ class Pool:
 
         """
         self._load_timeout = config.load_timeout
-        self._entries = {name: Entry.of(name, model_config, config) for name, model_config in models.items()}
+        self._shelf = Shelf(models, config, index)
         self._accounts = MemoryAccounts(config.memory_budget, machine, footprints or FootprintFile(None))
         self._clock = clock
         policy = policy or PolicyConfig(longest_wait_seconds=config.longest_wait_seconds)
-        self._turns = Turns(self._entries.values(), config, self._accounts, load, policy, clock)
+        self._turns = Turns(self._shelf, config, self._accounts, load, policy, clock)
 
     async def lease(self, name: str, keep_alive: float | None = None) -> Lease:
         """Use a model, having it loaded first if it is not in memory; callers who wait share one load.
@@ -75,7 +78,7 @@ class Pool:
                 it is unloaded, or a later request says something else.
 
         Raises:
-            ModelNotFound: no such model is configured.
+            ModelNotFound: there is no such model.
             QueueFull: as many requests wait for it as it could take at once.
             ModelLoadingFailed: it cannot be loaded.
             InsufficientMemory: it does not fit, whatever is unloaded.
@@ -83,7 +86,7 @@ class Pool:
             Draining: the server shuts down.
 
         """
-        entry = self._require(name)
+        entry = await self._require(name)
         self._refuse_when_draining()
         waiter = Waiter(self._clock(), keep_alive)
         if entry.is_usable and not entry.waiters:
@@ -97,25 +100,31 @@ class Pool:
 
     def note_first_token(self, name: str, seconds: float) -> None:
         """Note how long a request for a model waited for its first token."""
-        self._require(name).first_tokens.add(seconds)
+        if (entry := self._shelf.known(name)) is not None:
+            entry.first_tokens.add(seconds)
 
     def progress(self, name: str) -> LoadProgress | None:
         """Return how far the load of a model is; ``None`` if nobody has to wait for one."""
-        entry = self._find(name)
+        entry = self._shelf.known(name)
         return None if entry is None else entry.progress
 
-    def cards(self) -> list[ModelCard]:
-        """Describe all models."""
-        return [entry.card() for entry in self._entries.values()]
+    async def cards(self) -> list[ModelCard]:
+        """Describe all models, each file once."""
+        await self._refresh()
+        return [entry.card() for entry in self._shelf.listed]
 
-    def card(self, name: str) -> ModelCard | None:
+    async def card(self, name: str) -> ModelCard | None:
         """Describe one model; ``None`` if ``lease`` does not know the name."""
-        entry = self._find(name)
+        entry = await self._shelf.find(name)
         return None if entry is None else entry.card()
 
-    def has_model(self, name: str) -> bool:
+    async def has_model(self, name: str) -> bool:
         """Whether ``lease`` knows the name."""
-        return self._find(name) is not None
+        return await self._shelf.find(name) is not None
+
+    def problem(self, name: str) -> LlmspellError | None:
+        """Say why a model that was found is not served; ``None`` if nothing is known of it."""
+        return self._shelf.problem(name)
 
     async def preload(self) -> None:
         """Load the models that the configuration wants in memory from the start, one after the other.
@@ -128,16 +137,17 @@ class Pool:
             ConfigurationError: the memory budget is wrong.
 
         """
-        if self._entries:
+        if self._shelf.configured:
             await self._accounts.machine()
-        for entry in self._entries.values():
+        for entry in self._shelf.configured:
             if entry.config.preload and not entry.is_usable:
                 await self._preload(entry)
+        await self._refresh()
         self._turns.look_ahead()
 
     def preloaded(self) -> list[PreloadedModel]:
         """Describe the models that the configuration wants in memory from the start."""
-        preloaded = [entry for entry in self._entries.values() if entry.config.preload]
+        preloaded = [entry for entry in self._shelf.configured if entry.config.preload]
         return [PreloadedModel(entry.card(), entry.has_been_loaded) for entry in preloaded]
 
     async def close(self) -> None:
@@ -151,16 +161,17 @@ class Pool:
     def statuses(self) -> Sequence[ResidencyStatus]:
         """List all models, in memory or not."""
         to_unix = time.time() - self._clock()
-        return [entry.status(to_unix) for entry in self._entries.values()]
+        listed = dict.fromkeys((*self._shelf.listed, *(e for e in self._shelf.entries.values() if not e.is_unused)))
+        return [entry.status(to_unix) for entry in listed]
 
     def status(self, model: str) -> ResidencyStatus | None:
         """Describe one model; ``None`` if it does not exist."""
-        entry = self._find(model)
+        entry = self._shelf.known(model)
         return None if entry is None else entry.status(time.time() - self._clock())
 
     async def load(self, model: str) -> None:
         """Wait until a model is in memory, having it loaded if it is not; raises what ``lease`` raises."""
-        entry = self._require(model)
+        entry = await self._require(model)
         self._refuse_when_draining()
         if not entry.is_usable:
             (await self._wait(entry, Waiter(self._clock(), is_use=False))).release()
@@ -169,29 +180,34 @@ class Pool:
         """Wait until a model is out of memory; see ``core.ports.Residency``.
 
         Raises:
-            ModelNotFound: no such model is configured.
+            ModelNotFound: there is no such model.
 
         """
-        await self._turns.unload(self._require(model), force=force)
+        await self._turns.unload(await self._require(model), force=force)
 
     def pin(self, model: str, *, pinned: bool) -> None:
         """Keep a model in memory once it is there, or no longer.
 
         Raises:
-            ModelNotFound: no such model is configured.
+            ModelNotFound: there is no such model.
 
         """
-        self._require(model).is_pinned = pinned
+        if (entry := self._shelf.known(model)) is None:
+            raise _not_found(model)
+        entry.is_pinned = pinned
         self._turns.wake()
 
-    def _find(self, name: str) -> Entry | None:
-        return next((self._entries[each] for each in equivalent_names(name) if each in self._entries), None)
-
-    def _require(self, name: str) -> Entry:
-        entry = self._find(name)
+    async def _require(self, name: str) -> Entry:
+        entry = await self._shelf.find(name)
         if entry is None:
-            raise ModelNotFound(f"The model {name!r} is not configured.", param="model")
+            raise self._shelf.problem(name) or _not_found(name)
         return entry
+
+    async def _refresh(self) -> None:
+        await self._shelf.refresh()
+        for entry in self._shelf.gone:
+            if entry.dismissed_at is None:
+                self._turns.dismiss(entry)
 
     def _refuse_when_draining(self) -> None:
         if self._turns.is_closing:
@@ -243,3 +259,7 @@ class Pool:
         except LlmspellError as error:
             entry.failure = error
             raise
+
+
+def _not_found(name: str) -> ModelNotFound:
+    return ModelNotFound(f"The model {name!r} is not on this machine.", param="model")

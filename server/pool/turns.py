@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any
 
@@ -17,7 +17,7 @@ from server.core.errors import Draining, InsufficientMemory, LlmspellError, Mode
 from server.engine.engine import Delivery
 from server.pool.accounts import MemoryAccounts, shown_bytes
 from server.pool.background import in_thread
-from server.pool.config import ModelConfig, PoolConfig
+from server.pool.config import PoolConfig
 from server.pool.entry import Entry, Waiter
 from server.pool.loader import LoadCancelled, LoadedModel, LoadMonitor
 from server.pool.plan import LoadPlan, make_plan
@@ -35,9 +35,10 @@ from server.pool.policy import (
     next_look,
 )
 from server.pool.resident import EventDispatch, Lease, Resident
+from server.pool.shelf import Shelf
 
 LoadModel = Callable[
-    [LoadPlan, ModelConfig, PoolConfig, Callable[[list[Delivery]], None], Callable[[], None], LoadMonitor], LoadedModel
+    [LoadPlan, PoolConfig, Callable[[list[Delivery]], None], Callable[[], None], LoadMonitor], LoadedModel
 ]
 
 _USABLE = (Residence.WARM, Residence.DRAINING)
@@ -53,15 +54,16 @@ class Turns:
 
     def __init__(
         self,
-        entries: Iterable[Entry],
+        shelf: Shelf,
         config: PoolConfig,
         accounts: MemoryAccounts,
         load: LoadModel,
         policy: PolicyConfig,
         clock: Callable[[], float],
     ) -> None:
-        """Take care of ``entries``; nothing happens before ``wake``."""
-        self._entries = {entry.name: entry for entry in entries}
+        """Take care of the shelf's models, also of those that come later; nothing happens before ``wake``."""
+        self._shelf = shelf
+        self._entries = shelf.entries
         self._config = config
         self._accounts = accounts
         self._load_model = load
@@ -118,15 +120,17 @@ class Turns:
         """Find out how a model will be loaded, and what that will take.
 
         Raises:
+            ModelNotFound: it has no file.
             ModelLoadingFailed: its file cannot be used, or could not be used a moment ago.
             ConfigurationError: the memory budget is wrong.
 
         """
         machine = await self._accounts.machine()
         limits = self._accounts.limits(o.name for o in self._entries.values() if o.is_pinned and o is not entry)
-        plan = await in_thread(make_plan, entry.config, self._config, machine, limits)
+        material = await in_thread(self._shelf.material, entry)
+        plan = await in_thread(make_plan, entry.config, self._config, machine, limits, material)
         if lessened := self._accounts.lessened(plan, limits):
-            plan = await in_thread(make_plan, entry.config, self._config, machine, lessened)
+            plan = await in_thread(make_plan, entry.config, self._config, machine, lessened, material)
         is_same_file = entry.plan is not None and plan.identity == entry.plan.identity
         if not is_same_file:
             entry.not_before = 0.0
@@ -144,7 +148,7 @@ class Turns:
         self._looking_ahead = self._start(self._look_ahead())
 
     async def _look_ahead(self) -> None:
-        for entry in self._entries.values():
+        for entry in self._shelf.configured:
             if entry.residence is Residence.COLD and entry.plan is None and not entry.waiters:
                 try:
                     plan = await self.plan(entry)
@@ -159,15 +163,19 @@ class Turns:
             _fail_waiters(entry, _UNLOADED_BY_OPERATOR)
         if entry.residence is Residence.COLD and not entry.waiters:
             return
-        entry.dismissed_at = self._clock()
         departure = asyncio.get_running_loop().create_future()
         entry.departures.append(departure)
+        self.dismiss(entry)
+        if force and entry.residence in _USABLE:
+            self._begin_unload(entry)
+        await departure
+
+    def dismiss(self, entry: Entry) -> None:
+        """Have a model unloaded after those who came before."""
+        entry.dismissed_at = self._clock()
         if entry.monitor is not None and not entry.waiters:
             entry.monitor.cancel()
-        elif force and entry.residence in _USABLE:
-            self._begin_unload(entry)
         self.wake()
-        await departure
 
     async def close(self, reason: LlmspellError) -> None:
         """Fail who waits with ``reason``, abort loads, fail what still runs, and free all memory."""
@@ -320,9 +328,7 @@ class Turns:
                 loop.call_soon_threadsafe(self.wake)
 
         try:
-            model = await in_thread(
-                self._load_model, plan, entry.config, self._config, dispatch.deliver, on_end, monitor
-            )
+            model = await in_thread(self._load_model, plan, self._config, dispatch.deliver, on_end, monitor)
         except LoadCancelled:
             self._become_cold(entry)
         except Exception as error:  # noqa: BLE001 (told to everybody who waits)
@@ -432,7 +438,7 @@ def _as_loading_failure(entry: Entry, error: Exception) -> LlmspellError:
     if isinstance(error, LlmspellError):
         return error
     _log.error("local/%s cannot be loaded", entry.name, exc_info=error)
-    return ModelLoadingFailed(f"{entry.config.path} cannot be loaded: {error}")
+    return ModelLoadingFailed(f"local/{entry.name} cannot be loaded: {error}")
 
 
 def _reason(room_for: str | None) -> str:

@@ -14,8 +14,8 @@ from fakes.hub import Chunked, Corrupt, Cut, FakeHub, IgnoreRange, Rule, Say, St
 from pulling import FILE, REPOSITORY, Puller, content
 
 from server.core.errors import CannotStore, ChecksumMismatch, DiskFull, HubBusy, HubDenied, HubUnreachable, PullFailed
-from server.store import transfer
 from server.core.pulling import PullActivity, PullProgress
+from server.store import transfer
 from server.store.download import Downloaded, _Meter
 from server.store.hub_settings import HubSettings
 
@@ -564,7 +564,9 @@ async def test_speed_and_time_left_are_told(hub: FakeHub, puller: Puller) -> Non
 
     await puller.pull()
 
-    moving = [each for each in puller.progress if each.activity is PullActivity.DOWNLOADING and each.done_bytes > 300_000]
+    moving = [
+        each for each in puller.progress if each.activity is PullActivity.DOWNLOADING and each.done_bytes > 300_000
+    ]
     assert moving
     assert all(each.bytes_per_second > 0 and each.seconds_left is not None for each in moving)
     assert [each.done_bytes for each in puller.progress] == sorted(each.done_bytes for each in puller.progress)

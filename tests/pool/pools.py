@@ -45,18 +45,17 @@ class Loader:
     def __call__(
         self,
         plan: LoadPlan,
-        config: ModelConfig,
         pool_config: PoolConfig,
         deliver: Callable[[list[Delivery]], None],
         on_end: Callable[[], None],
         monitor: LoadMonitor,
     ) -> LoadedModel:
-        self.loads[Path(config.path).stem] += 1
+        self.loads[plan.path.stem] += 1
         if self.gate is not None:
             assert self.gate.wait(TIMEOUT)
         if self.failure is not None:
             raise self.failure
-        return load_model(plan, config, pool_config, deliver, on_end, monitor)
+        return load_model(plan, pool_config, deliver, on_end, monitor)
 
 
 def pool_config(budget: int | str = "auto", **values: object) -> PoolConfig:
@@ -91,9 +90,9 @@ async def opened(
 
 def state_of(pool: Pool, model: str) -> ModelState:
     """Where a model stands."""
-    card = pool.card(model)
-    assert card is not None
-    return card.state
+    status = pool.status(model)
+    assert status is not None
+    return status.state
 
 
 async def until(condition: Callable[[], bool]) -> None:

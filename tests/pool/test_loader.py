@@ -55,7 +55,7 @@ class Loading:
         return make_plan(self.config, self.pool, machine, {device.name: device.free for device in machine.devices})
 
     def load(self) -> LoadedModel:
-        return load_model(self.plan, self.config, self.pool, self.deliveries.put, self.has_ended.set, self.monitor)
+        return load_model(self.plan, self.pool, self.deliveries.put, self.has_ended.set, self.monitor)
 
     def generate(self, model: LoadedModel, num_prompt_tokens: int = 10, seed: int = 20) -> list[Event]:
         prompt = np.arange(seed, seed + num_prompt_tokens, dtype=np.int32) % model.vocabulary_size
@@ -215,14 +215,18 @@ def test_parts_of_a_split_model_are_loaded_and_watched(tiny_path: Path, tmp_path
         loading.load()
 
 
-def test_a_chat_template_that_went_away(tiny_path: Path, tmp_path: Path) -> None:
+def test_the_chat_template_is_the_one_that_was_planned_with(
+    tiny_path: Path, tmp_path: Path, closing: Callable[[LoadedModel], LoadedModel]
+) -> None:
     template = tmp_path / "template.jinja"
-    template.write_text("{{ messages }}", encoding="utf-8")
+    template.write_text("planned: {{ messages[0].content }}", encoding="utf-8")
     loading = Loading(tiny_path, chat_template=str(template))
     template.unlink()
 
+    model = closing(loading.load())
+    assert model.template.render([Message(Role.USER, "hello")]) == ["planned: hello"]
     with pytest.raises(ModelLoadingFailed, match="cannot be read"):
-        loading.load()
+        loading.new_plan()
 
 
 class CancelledAt(LoadMonitor):

@@ -95,7 +95,7 @@ async def test_a_missing_file_fails_the_preload(tmp_path: Path, loader: Loader) 
     pool = pool_of(tmp_path / "absent.gguf", loader, preload=True)
     with pytest.raises(ModelLoadingFailed, match=r"absent\.gguf"):
         await pool.preload()
-    assert pool.cards()[0].size_bytes == 0
+    assert (await pool.cards())[0].size_bytes == 0
     await pool.close()
 
 
@@ -103,7 +103,7 @@ async def test_unknown_models_are_not_found(model_path: Path, loader: Loader) ->
     pool = pool_of(model_path, loader)
     with pytest.raises(ModelNotFound):
         await pool.lease("tinny")
-    assert not pool.has_model("tinny")
+    assert not await pool.has_model("tinny")
     await pool.close()
 
 
@@ -111,7 +111,8 @@ async def test_only_preloaded_models_are_loaded_at_start(model_path: Path, loade
     config = {name: ModelConfig(path=str(model_path), preload=name == "hot") for name in ("hot", "cold")}
     pool = Pool(config, pool_config(), load=loader)
     await pool.preload()
-    assert {card.model: card.state for card in pool.cards()} == {"hot": ModelState.WARM, "cold": ModelState.COLD}
+    states = {card.model: card.state for card in await pool.cards()}
+    assert states == {"hot": ModelState.WARM, "cold": ModelState.COLD}
     await pool.close()
 
 
