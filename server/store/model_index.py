@@ -124,6 +124,7 @@ class ModelIndex:
         places: Sequence[Place],
         cache: HeaderCache,
         *,
+        short_names: Callable[[str], Sequence[str]] = lambda _: (),
         clock: Callable[[], float] = time.monotonic,
         now_ns: Callable[[], int] = time.time_ns,
     ) -> None:
@@ -132,12 +133,14 @@ class ModelIndex:
         Args:
             places: the folders, in the order in which their models get names.
             cache: what is known of files.
+            short_names: further names of a file with this first name; it asks for them last.
             clock: gives monotonic seconds.
             now_ns: gives the time of the files' clock.
 
         """
         self._places = tuple(places)
         self._cache = cache
+        self._short_names = short_names
         self._clock = clock
         self._now_ns = now_ns
         self._lock = threading.Lock()
@@ -183,10 +186,14 @@ class ModelIndex:
     def _current(self) -> Listing:
         if self._listing is None:
             scans = [self._scans[place] for place in self._places]
-            models = list(chain.from_iterable(scan.models for scan in scans))
+            models = [self._with_short_names(model) for scan in scans for model in scan.models]
             complaints = chain.from_iterable(scan.complaints for scan in scans)
             self._listing = make_listing(models, tuple(complaints), self._cache)
         return self._listing
+
+    def _with_short_names(self, model: FoundModel) -> FoundModel:
+        further = self._short_names(model.names[0]) if model.names and model.ollama is None else ()
+        return replace(model, names=(*model.names, *further)) if further else model
 
     def _look(self) -> None:
         for place in self._places:

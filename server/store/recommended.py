@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from server.core.errors import ConfigurationError, InvalidModelSpec, InvalidRequest
-from server.core.model_spec import DEFAULT_QUANTIZATION, DEFAULT_VARIANT, ModelSpec, parse_model_spec
+from server.core.model_spec import DEFAULT_QUANTIZATION, DEFAULT_VARIANT, ModelSpec, parse_model_spec, split_variant
 from server.store.hub_listing import check_repository
 
 _FILE = "recommended.toml"
+_HUB = "hf.co/"
 _MAX_FILE_BYTES = 4 << 20
 _CLASSES_GB = (1, 3, 6, 12, 25)
 
@@ -97,6 +98,21 @@ class RecommendedModels:
     def of_repository(self, repository: str) -> RecommendedModel | None:
         """Return the model whose files come from a repository."""
         return next((each for each in self._models if each.repository.lower() == repository.lower()), None)
+
+    def names_of(self, file_name: str) -> tuple[str, ...]:
+        """Return the short names that a file of a repository may have besides ``hf.co/owner/repository:quantization``.
+
+        They are the names of the model and those with the quantization (``mistral:Q8_0``); the latter come first for
+        a quantization that is not the usual one, so that the usual one gets the names of the model.
+        """
+        place, colon, quantization = split_variant(file_name)
+        model = self.of_repository(place.removeprefix(_HUB)) if colon and place.startswith(_HUB) else None
+        if model is None:
+            return ()
+        names = (model.name, *model.aliases)
+        exact = dict.fromkeys(f"{split_variant(name)[0]}:{quantization}" for name in names)
+        is_usual = quantization.removeprefix("UD-").lower() == model.quantization.removeprefix("UD-").lower()
+        return (*names, *exact) if is_usual else (*exact, *names)
 
     def closest(self, name: str) -> tuple[str, ...]:
         """Return the names that look most like this one."""

@@ -4,7 +4,7 @@ import json
 import os
 import struct
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 
@@ -79,10 +79,14 @@ def put_hub(root: Path, repository: str, file: str, data: bytes | None = None, c
     return link
 
 
-def index_of(*places: tuple[Source, Path], cache: HeaderCache | None = None) -> ModelIndex:
+def index_of(
+    *places: tuple[Source, Path],
+    cache: HeaderCache | None = None,
+    short_names: Callable[[str], Sequence[str]] = lambda _: (),
+) -> ModelIndex:
     """Return an index that looks at an hour when all changes are long past."""
     there = [Place(source, path) for source, path in places]
-    return ModelIndex(there, cache or HeaderCache(None), now_ns=_in_an_hour)
+    return ModelIndex(there, cache or HeaderCache(None), short_names=short_names, now_ns=_in_an_hour)
 
 
 def _in_an_hour() -> int:

@@ -14,6 +14,7 @@ from server.store import lookout
 from server.store.header_cache import HeaderCache
 from server.store.model_index import Listing, ModelIndex
 from server.store.places import Place, Source
+from server.store.recommended import load_recommended
 
 
 def names(listing: Listing) -> list[str | None]:
@@ -336,6 +337,36 @@ def test_a_name_goes_to_the_first_place_and_the_other_file_gets_a_longer_one(tmp
     found = listing.find("M:q4_k_m")
     assert found is not None
     assert found.found.path == tmp_path / "own" / "m-Q4_K_M.gguf"
+
+
+MISTRAL = "hf.co/bartowski/Mistral-7B-Instruct-v0.3-GGUF"
+
+
+@pytest.mark.parametrize(
+    ("files", "meanings"),
+    [
+        (["Q4_K_M"], {"mistral:7b": "Q4_K_M", "mistral": "Q4_K_M", "mistral:Q4_K_M": "Q4_K_M"}),
+        (["Q8_0"], {"mistral:7b": "Q8_0", "mistral:Q8_0": "Q8_0", "Mistral:latest": "Q8_0", "mistral:Q4_0": None}),
+        (["Q4_K_M", "Q8_0", "IQ2_M"], {"mistral:7b": "Q4_K_M", "mistral:q8_0": "Q8_0", "mistral:IQ2_M": "IQ2_M"}),
+    ],
+)
+def test_recommended_models_have_short_names(tmp_path: Path, files: list[str], meanings: dict[str, str | None]) -> None:
+    for quantization in files:
+        put(tmp_path / MISTRAL / f"Mistral-7B-Instruct-v0.3-{quantization}.gguf")
+    listing = index_of((Source.OWN, tmp_path), short_names=load_recommended().names_of).listing()
+    found = {name: listing.find(name) for name in meanings}
+    assert {name: None if each is None else each.names[0] for name, each in found.items()} == {
+        name: None if quantization is None else f"{MISTRAL}:{quantization}" for name, quantization in meanings.items()
+    }
+
+
+def test_a_short_name_is_first_ollamas(tmp_path: Path) -> None:
+    put(tmp_path / "own" / MISTRAL / "Mistral-7B-Instruct-v0.3-Q4_K_M.gguf")
+    put_ollama(tmp_path / "ollama", "registry.ollama.ai/library/mistral/7b")
+    places = ((Source.OWN, tmp_path / "own"), (Source.OLLAMA, tmp_path / "ollama"))
+    found = index_of(*places, short_names=load_recommended().names_of).listing().find("mistral:7b")
+    assert found is not None
+    assert found.found.source is Source.OLLAMA
 
 
 def test_what_cannot_be_used_takes_no_name_from_what_can(tmp_path: Path) -> None:
