@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import aclosing
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from itertools import chain
 
@@ -19,7 +20,8 @@ from server.core.errors import (
 )
 from server.core.events import Event, Failed, Started
 from server.core.model_spec import BackendName, ModelSpec, equivalent_names, is_hugging_face, parse_model_spec
-from server.core.ports import Backend, EventStream, ModelCard, PreloadedModel
+from server.core.ports import Backend, EventStream, LoadProgress, ModelCard, ModelFetcher, PreloadedModel
+from server.core.pulling import PullFinished, PullProgress
 from server.core.request import ChatRequest
 
 _MAX_SUGGESTIONS = 3
@@ -68,13 +70,47 @@ class OpenedAnswer:
     failed: BackendName | None
 
 
+class Fetch:
+    """The download that a request waits for, because nobody has its model."""
+
+    def __init__(self, fetcher: ModelFetcher, spec: ModelSpec) -> None:
+        self._fetcher = fetcher
+        self._spec = spec
+        self.progress: LoadProgress | None = LoadProgress(0.0, is_download=True)
+
+    async def run(self) -> ModelSpec:
+        """Download the model, and return the spec that it has then.
+
+        Whoever gives up leaves the download, which ends with the last one and keeps what has come.
+
+        Raises:
+            LlmspellError: it cannot be downloaded.
+
+        """
+        spec = self._spec
+        try:
+            async with aclosing(self._fetcher.pull(spec)) as events:
+                async for event in events:
+                    if isinstance(event, PullProgress):
+                        self.progress = LoadProgress(event.fraction, is_download=True)
+                    elif isinstance(event, PullFinished):
+                        spec = replace(parse_model_spec(event.model), backend=event.backend)
+        finally:
+            self.progress = None
+        return spec
+
+
 @dataclass(frozen=True, slots=True)
 class Route:
-    """Where a request goes: to the first of ``backends``; the others may take over."""
+    """Where a request goes: to the first of ``backends``; the others may take over.
+
+    ``fetch`` is what has to be done first if nobody has the model.
+    """
 
     spec: ModelSpec
     backends: tuple[Backend, ...]
     fallback: bool
+    fetch: Fetch | None = None
 
     @property
     def backend(self) -> Backend:
@@ -95,6 +131,8 @@ class Route:
             LlmspellError: the request is refused, or failed before any output.
 
         """
+        if self.fetch is not None:
+            request = replace(request, spec=await self.fetch.run())
         backend, others = self.backend, list(self.backends[1:])
         failed: BackendName | None = None
         while True:
@@ -129,9 +167,19 @@ class ModelRouter:
     """Knows the backends, and the operator's aliases."""
 
     def __init__(
-        self, backends: Sequence[Backend], aliases: Mapping[str, str], config: RoutingConfig | None = None
+        self,
+        backends: Sequence[Backend],
+        aliases: Mapping[str, str],
+        config: RoutingConfig | None = None,
+        fetcher: ModelFetcher | None = None,
     ) -> None:
-        """Take the backends, and aliases as ``{alias: spec}``.
+        """Take the backends.
+
+        Args:
+            backends: in any order; ``config`` says which comes first.
+            aliases: as ``{alias: spec}``.
+            config: the section ``[routing]``.
+            fetcher: gets what requests name and nobody has; without one they are refused.
 
         Raises:
             ConfigurationError: an alias does not stand for a model spec.
@@ -140,6 +188,7 @@ class ModelRouter:
         config = config or RoutingConfig()
         self._backends = tuple(sorted(backends, key=lambda backend: backend.name is not config.prefer))
         self._fallback = config.fallback
+        self._fetcher = fetcher
         self._aliases = {alias: _check_alias(alias, target, aliases) for alias, target in aliases.items()}
 
     def spec(self, text: str) -> ModelSpec:
@@ -151,8 +200,10 @@ class ModelRouter:
         """
         return self._aliases.get(text) or parse_model_spec(text)
 
-    async def route(self, text: str) -> Route:
+    async def route(self, text: str, *, may_fetch: bool = False) -> Route:
         """Find the backend for a spec or alias: the one it names, else the first that has the model.
+
+        With ``may_fetch`` a model that nobody has, and that can be downloaded, has a route, too.
 
         Raises:
             InvalidModelSpec: the text is neither an alias nor a spec.
@@ -171,6 +222,10 @@ class ModelRouter:
         for backend in candidates:
             if (refusal := backend.refusal(spec)) is not None:
                 raise refusal
+        if may_fetch and self._fetcher is not None and (name := await self._fetcher.fetching_backend(spec)) is not None:
+            fetching = tuple(backend for backend in candidates if backend.name is name)
+            if fetching:
+                return Route(spec, fetching, fallback=False, fetch=Fetch(self._fetcher, spec))
         raise ModelNotFound(await self._not_found(text, spec), param="model")
 
     async def models(self) -> Sequence[ListedModel]:

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 
 import pytest
 from api.scripted import ScriptedBackend, card, fail, finished, play, say_hello
@@ -10,6 +10,7 @@ from server.core.errors import (
     BackendError,
     ConfigurationError,
     ContextLengthExceeded,
+    DiskFull,
     Draining,
     InvalidModelSpec,
     LlmspellError,
@@ -20,7 +21,8 @@ from server.core.errors import (
 )
 from server.core.events import Event, Failed, ReasoningDelta, Started, TextDelta
 from server.core.model_spec import BackendName, ModelSpec
-from server.core.ports import Backend, PreloadedModel
+from server.core.ports import Backend, LoadProgress, PreloadedModel
+from server.core.pulling import PullActivity, PullEvent, PullFinished, PullProgress
 from server.core.request import ChatRequest, Message, Role
 from server.router import Accepts, ModelRouter, OpenedAnswer, RoutingConfig
 
@@ -416,3 +418,89 @@ async def test_a_backend_that_is_back_is_noticed_by_the_request_that_needs_it() 
     assert await chosen(router, "a") == (pool, ModelSpec("a"))
     assert back.cards == []  # nobody looked, because nobody needed it
     assert await chosen(router, "late") == (back, ModelSpec("late"))
+
+
+# --- models that are downloaded for a request ---
+
+
+class ScriptedFetcher:
+    """Downloads ``name`` for ``backend``, which has it then; waits at each step until it may go on."""
+
+    def __init__(self, backend: ScriptedBackend, name: str, error: LlmspellError | None = None) -> None:
+        self.backend = backend
+        self.name = name
+        self.error = error
+        self.may_go_on = asyncio.Event()
+        self.has_begun = asyncio.Event()
+        self.was_left = asyncio.Event()
+
+    async def fetching_backend(self, spec: ModelSpec) -> BackendName | None:
+        return self.backend.name if spec.model == self.name else None
+
+    async def pull(self, spec: ModelSpec) -> AsyncGenerator[PullEvent]:
+        assert spec.model == self.name
+        try:
+            yield PullProgress(PullActivity.DOWNLOADING, 25, 100, 0.0, None)
+            self.has_begun.set()
+            await self.may_go_on.wait()
+            if self.error is not None:
+                raise self.error
+            self.backend.cards.append(card("hf.co/owner/repo:Q4_K_M", backend=self.backend.name))
+            yield PullFinished("hf.co/owner/repo:Q4_K_M", self.backend.name)
+        finally:
+            self.was_left.set()
+
+
+async def test_a_known_model_that_is_absent_is_downloaded_first() -> None:
+    daemon, pool = ollama("a"), llamacpp("b")
+    fetcher = ScriptedFetcher(pool, "mistral:7b")
+    router = ModelRouter([daemon, pool], {}, fetcher=fetcher)
+
+    route = await router.route("mistral:7b", may_fetch=True)
+    assert route.backend is pool
+    assert route.fetch is not None
+    opening = asyncio.create_task(route.open(HELLO, everything))
+    await fetcher.has_begun.wait()
+    assert route.fetch.progress == LoadProgress(0.25, is_download=True)
+    fetcher.may_go_on.set()
+    answer = await opening
+    assert [route.fetch.progress] == [None]
+    assert [request.spec for request in pool.requests] == [
+        ModelSpec("hf.co/owner/repo", "Q4_K_M", BackendName.LLAMACPP)
+    ]
+    await answer.stream.aclose()
+    assert (await router.route("b", may_fetch=True)).fetch is None
+
+
+async def test_nothing_is_downloaded_for_who_only_asks_what_there_is() -> None:
+    pool = llamacpp()
+    router = ModelRouter([pool], {}, fetcher=ScriptedFetcher(pool, "x"))
+    with pytest.raises(ModelNotFound):
+        await router.route("x")
+    with pytest.raises(ModelNotFound):
+        await router.model("x")
+    with pytest.raises(ModelNotFound):
+        await router.route("y", may_fetch=True)
+    with pytest.raises(ModelNotFound, match="ollama"):
+        await router.route("x@ollama", may_fetch=True)
+
+
+async def test_a_download_that_fails_is_the_requests_failure() -> None:
+    pool = llamacpp()
+    fetcher = ScriptedFetcher(pool, "x", DiskFull("no room"))
+    fetcher.may_go_on.set()
+    route = await ModelRouter([pool], {}, fetcher=fetcher).route("x", may_fetch=True)
+    with pytest.raises(DiskFull):
+        await route.open(HELLO, everything)
+    assert pool.requests == []
+
+
+async def test_who_goes_away_leaves_the_download() -> None:
+    pool = llamacpp()
+    fetcher = ScriptedFetcher(pool, "x")
+    route = await ModelRouter([pool], {}, fetcher=fetcher).route("x", may_fetch=True)
+    opening = asyncio.create_task(route.open(HELLO, everything))
+    await fetcher.has_begun.wait()
+    opening.cancel()
+    await fetcher.was_left.wait()
+    assert pool.requests == []

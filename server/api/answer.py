@@ -74,8 +74,11 @@ class Answer:
         return True
 
     def progress(self) -> LoadProgress | None:
-        """Return how far the load is that the first output waits for; ``None`` if it waits for something else."""
-        return None if self._opening.done() else self._asked.progress(self._route.spec.model)
+        """Return how far the download or load is that the first output waits for; ``None`` if it waits for neither."""
+        if self._opening.done():
+            return None
+        fetch = self._route.fetch
+        return (fetch and fetch.progress) or self._asked.progress(self._route.spec.model)
 
     async def batches(self) -> AsyncIterator[Sequence[Event]]:
         """Yield the events; a refusal or an early failure is an event here, like any other failure."""

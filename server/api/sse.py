@@ -155,8 +155,9 @@ class Comments:
 
 
 def _loading(progress: LoadProgress) -> bytes:
+    doing = "downloading" if progress.is_download else "loading"
     waiting = " (waiting for memory)" if progress.is_queued else ""
-    return f": loading {progress.fraction:.0%}{waiting}\n\n".encode()
+    return f": {doing} {progress.fraction:.0%}{waiting}\n\n".encode()
 
 
 class _EventWriter:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol, Self
@@ -11,6 +11,7 @@ from server.core.errors import LlmspellError
 from server.core.events import Event
 from server.core.model_spec import BackendName, ModelSpec
 from server.core.parameters import ParameterSupport
+from server.core.pulling import PullEvent
 from server.core.request import ChatRequest
 
 
@@ -56,10 +57,32 @@ class PreloadedModel:
 
 @dataclass(frozen=True, slots=True)
 class LoadProgress:
-    """How far a load is that requests wait for: ``fraction`` from 0 to 1; ``is_queued`` while it waits for memory."""
+    """How far a load is that requests wait for.
+
+    ``fraction`` is from 0 to 1; ``is_queued`` while it waits for memory; ``is_download`` while the model is not on this
+    machine yet.
+    """
 
     fraction: float
     is_queued: bool = False
+    is_download: bool = False
+
+
+class ModelFetcher(Protocol):
+    """Gets models that requests name and that no backend has."""
+
+    async def fetching_backend(self, spec: ModelSpec) -> BackendName | None:
+        """Return the backend that would have the model afterwards; ``None`` if it is not known where to get it."""
+        ...
+
+    def pull(self, spec: ModelSpec) -> AsyncGenerator[PullEvent]:
+        """Download a model; the last event is ``PullFinished``.
+
+        Raises:
+            LlmspellError: while iterating; it cannot be downloaded.
+
+        """
+        ...
 
 
 class EventStream(Protocol):

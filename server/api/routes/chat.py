@@ -28,7 +28,7 @@ async def create_chat_completion(request: Request) -> Response:
     services = services_of(request)
     body = parse_body(ChatCompletionBody, await request.body())
     note_access(request.scope, model=repr(body.model[:256]))
-    route = await services.router.route(body.model)
+    route = await services.router.route(body.model, may_fetch=True)
     ignored = refuse_or_list_unsupported(body, services.config, route.backend)
     headers, body = ignored_header(ignored), without(body, ignored)
     chat_request = to_chat_request(body, route.spec, services.config, client_key(request.headers))
