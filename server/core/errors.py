@@ -27,6 +27,7 @@
     │   ├── ChecksumMismatch
     │   └── CannotStore
     │       └── DiskFull
+    ├── ServerUnreachable           for clients of this server: it is not there; never reaches HTTP
     └── ConfigurationError          the operator's files or flags are wrong; never reaches HTTP
 
 ``server.api.errors`` maps each class to its HTTP status; messages tell the reader what to do next.
@@ -197,6 +198,12 @@ class DiskFull(CannotStore):
     """There is no room on the disk for the model."""
 
     code = "disk_full"
+
+
+class ServerUnreachable(LlmspellError):
+    """No llmspell server answers at an address, or it broke off within an answer."""
+
+    code = "server_unreachable"
 
 
 class ConfigurationError(LlmspellError):
