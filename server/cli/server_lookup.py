@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from server.client import SERVER_VARIABLE, server_url, url_of
-from server.core.errors import LlmspellError, LocalOnly, ServerUnreachable, TimedOut
+from server.client.address import SERVER_VARIABLE, server_url, url_of
+from server.core.errors import ServerUnreachable, TimedOut
 
 if TYPE_CHECKING:
     from server.client import LocalLLM, ServerStatus
@@ -44,9 +44,7 @@ class FoundServer:
     status: ServerStatus
 
 
-def server_address(
-    given: str | None, host: str, port: int, environ: Mapping[str, str] = os.environ
-) -> ServerAddress:
+def server_address(given: str | None, host: str, port: int, environ: Mapping[str, str] = os.environ) -> ServerAddress:
     """Return the server's address: of ``--server``, else of ``LLMSPELL_SERVER``, else where a server would listen.
 
     Raises:
@@ -73,24 +71,24 @@ def find_server(address: ServerAddress, tell: Callable[[str], None]) -> FoundSer
         return None
     from server.client import LocalLLM  # noqa: PLC0415 - slow
 
-    client = LocalLLM(address.url, timeout=None if address.named_by else _ANSWER_SECONDS)
     try:
-        return FoundServer(LocalLLM(address.url), client.status())
+        with LocalLLM(address.url, timeout=_ANSWER_SECONDS) as client:
+            status = client.status()
     except (ServerUnreachable, TimedOut) as error:
         if address.named_by is not None:
             raise
         tell(f"going on without a server. {error.message}")
         return None
-    finally:
-        client.close()
+    return FoundServer(LocalLLM(address.url), status)
 
 
 def listens(url: str) -> bool:
     """Whether somebody accepts connections at the host and port of a URL."""
     parts = urlsplit(url)
-    port = parts.port or (_HTTPS_PORT if parts.scheme == "https" else _HTTP_PORT)
+    default = _HTTPS_PORT if parts.scheme == "https" else _HTTP_PORT
+    place = (parts.hostname or "", default if parts.port is None else parts.port)
     try:
-        with socket.create_connection((parts.hostname or "", port), timeout=_CONNECT_SECONDS):
+        with socket.create_connection(place, timeout=_CONNECT_SECONDS):
             return True
     except OSError:
         return False

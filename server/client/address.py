@@ -42,7 +42,7 @@ def _normalized(url: str, place: str) -> str:
     has_scheme = "://" in text
     try:
         parts = urlsplit(text if has_scheme else f"http://{text}")
-        port = parts.port or (None if has_scheme else DEFAULT_PORT)
+        port = DEFAULT_PORT if parts.port is None and not has_scheme else parts.port
     except ValueError as error:
         raise _refusal(place, url) from error
     if not _is_usable(parts):
