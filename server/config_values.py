@@ -1,14 +1,15 @@
-"""What a value of the configuration may be: read from TOML or from the text of a variable, and said in words."""
+"""What a value of the configuration may be: read from TOML or from the text of a variable, and said in words.
+
+Without pydantic: whoever only asks what is configured does not wait for its import.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from enum import StrEnum
 from types import MappingProxyType
 from typing import Any, Literal, get_args, get_origin
-
-from pydantic import TypeAdapter
-from pydantic_core import from_json
 
 from server.core.duration import Duration, duration_seconds
 from server.core.errors import ConfigurationError
@@ -17,6 +18,10 @@ from server.pool.ledger import parse_memory_size
 
 _LONGEST_SECONDS = 2**31
 _LARGEST_SHARE = 1e6
+_BOOLEANS = {
+    **dict.fromkeys(("true", "t", "yes", "y", "on", "1"), True),
+    **dict.fromkeys(("false", "f", "no", "n", "off", "0"), False),
+}
 _SIZE = (
     '"auto", a size such as "12GiB" or "500 MB" (B, kB, MB, GB, TB, KiB, MiB, GiB or TiB), or a whole number of bytes'
 )
@@ -58,46 +63,117 @@ def read_value(kind: Any, value: object) -> Any:  # noqa: ANN401 - typed by ``ki
         ValueError: it is of another type, or outside of what the type can hold; ``NotAllowed`` if only a part is.
 
     """
-    if reader := _READERS.get(kind):
-        return reader(value)
-    return TypeAdapter(kind).validate_python(value, strict=not _is_enum(kind))
+    if choices := _choices(kind):
+        return choices[_text(value)]
+    return _READERS[kind](value)
 
 
 def read_text(kind: Any, text: str) -> Any:  # noqa: ANN401 - typed by ``kind``
-    """Return what a text stands for; that is JSON where a type has values which are not text.
+    """Return what a text stands for; that is JSON where a type has values which are neither text nor one number.
 
     Raises:
         ValueError: as ``read_value``.
 
     """
-    if kind in _READERS:
-        return read_value(kind, _from_text(text))
-    return TypeAdapter(kind).validate_strings(text)
+    reader = _TEXT_READERS.get(kind)
+    return reader(text) if reader else read_value(kind, text if kind is str or _choices(kind) else _from_text(text))
 
 
-def _choices(kind: Any) -> tuple[str, ...]:  # noqa: ANN401 - a type, or a Literal
-    if get_origin(kind) is Literal:
-        return get_args(kind)
-    return tuple(kind) if _is_enum(kind) else ()
+def read_json(text: str) -> Any:  # noqa: ANN401 - any JSON value
+    """Return what a text is as JSON.
 
+    Raises:
+        ValueError: it is no JSON, or nested too deeply.
 
-def _is_enum(kind: Any) -> bool:  # noqa: ANN401 - a type
-    return isinstance(kind, type) and issubclass(kind, StrEnum)
+    """
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
 
 
 def _from_text(text: str) -> object:
     """Return the number, list or table that the text is as JSON, else the text."""
     try:
-        value = from_json(text)
+        value = read_json(text)
     except ValueError:
         return text
     return value if isinstance(value, int | float | list | dict) else text
 
 
+class _Choices(dict[str, object]):
+    """What may be chosen, by its text."""
+
+    def __missing__(self, text: str) -> object:
+        raise ValueError(text)
+
+
+def _choices(kind: Any) -> _Choices:  # noqa: ANN401 - a type, or a Literal
+    """Return the choices that a ``Literal`` or a ``StrEnum`` gives; none for other types."""
+    if get_origin(kind) is Literal:
+        return _Choices({each: each for each in get_args(kind)})
+    is_enum = isinstance(kind, type) and issubclass(kind, StrEnum)
+    return _Choices({each.value: each for each in kind} if is_enum else {})
+
+
+def _truth(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(value)  # noqa: TRY004 - it is a value that is wrong
+    return value
+
+
+def _truth_of_text(text: str) -> bool:
+    if text.lower() not in _BOOLEANS:
+        raise ValueError(text)
+    return _BOOLEANS[text.lower()]
+
+
+def _whole(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ValueError(value)  # noqa: TRY004
+    return value
+
+
+def _whole_of_text(text: str) -> int:
+    if not text.isascii():
+        raise ValueError(text)
+    return int(text)
+
+
+def _number(value: object) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise ValueError(value)  # noqa: TRY004
+    try:
+        return float(value)
+    except OverflowError as error:
+        raise ValueError(value) from error
+
+
+def _number_of_text(text: str) -> float:
+    if not text.isascii():
+        raise ValueError(text)
+    return float(text)
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError(value)  # noqa: TRY004
+    value.encode()  # a variable may hold bytes that are no text
+    return value
+
+
+def _auto_or_whole(value: object) -> AutoInt:
+    return "auto" if value == "auto" else _whole(value)
+
+
+def _auto_or_whole_of_text(text: str) -> AutoInt:
+    return "auto" if text == "auto" else _whole_of_text(text)
+
+
 def _duration(value: object) -> Duration:
     if isinstance(value, int | float) and not isinstance(value, bool):
         value = f"{_not_too_long(value):.9f}".rstrip("0").rstrip(".") + "s"
-    text = TypeAdapter(str).validate_python(value, strict=True)
+    text = _text(value)
     _not_too_long(duration_seconds(text))
     return Duration(text)
 
@@ -114,7 +190,7 @@ def _memory_budget(value: object) -> MemoryBudget:
     if not value:
         raise NotAllowed(value, _NOUNS[MemoryBudget])
     sizes = {device: _memory_size(size, _SIZE, f".{device}") for device, size in value.items()}
-    return MappingProxyType(sizes)  # no dict: those of two sources would be merged
+    return MappingProxyType(sizes)
 
 
 def _memory_size(value: object, allowed: str, part: str = "") -> str | int:
@@ -127,21 +203,38 @@ def _memory_size(value: object, allowed: str, part: str = "") -> str | int:
     return value
 
 
+def _list(value: object) -> list[object]:
+    if not isinstance(value, list):
+        raise ValueError(value)  # noqa: TRY004
+    return value
+
+
 def _shares(value: object) -> tuple[float, ...]:
-    shares = TypeAdapter(list[float]).validate_python(value, strict=True)
+    shares = tuple(_number(each) for each in _list(value))
     if not all(0 <= share <= _LARGEST_SHARE for share in shares) or (shares and not any(shares)):
         raise ValueError(value)
-    return tuple(shares)
+    return shares
 
 
 def _texts(value: object) -> tuple[str, ...]:
-    return tuple(TypeAdapter(list[str]).validate_python(value, strict=True))
+    return tuple(_text(each) for each in _list(value))
 
 
 _READERS: dict[Any, Callable[[object], object]] = {
+    bool: _truth,
+    int: _whole,
+    float: _number,
+    str: _text,
+    AutoInt: _auto_or_whole,
     Duration: _duration,
     MemorySize: lambda value: _memory_size(value, _SIZE),
     MemoryBudget: _memory_budget,
     tuple[float, ...]: _shares,
     tuple[str, ...]: _texts,
+}
+_TEXT_READERS: dict[Any, Callable[[str], object]] = {
+    bool: _truth_of_text,
+    int: _whole_of_text,
+    float: _number_of_text,
+    AutoInt: _auto_or_whole_of_text,
 }

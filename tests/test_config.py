@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.config import KEYS, LoadedSettings, Settings, cache_directory, find_config_path, load_settings
+from server.config import LoadedSettings, Settings, load_settings
+from server.config_keys import KEYS
+from server.config_sources import Configuration, cache_directory, find_config_path, load_configuration
 from server.core.duration import Duration, duration_seconds
 from server.core.errors import ConfigurationError
 from server.pool.config import AutoInt, KvCacheType, ModelConfig, Switch
@@ -103,6 +107,7 @@ def test_a_file_that_was_asked_for_must_exist() -> None:
     ("text", "message"),
     [
         ("[server", "is not valid TOML"),
+        (f"a = {'[' * 100_000}", "is not valid TOML"),
         ("[sever]", "there is no key sever; did you mean server?"),
         ("port = 1", "there is no key port; did you mean server.port?"),
         ("server = 1", "server: 1 is not allowed; it must be a table of keys."),
@@ -182,6 +187,11 @@ def test_a_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
         ("LLMSPELL_LLAMACPP__LOAD_TIMEOUT", "0", "'0' is not allowed; it must be a duration such as "),
         ("LLMSPELL_MODELS", '{"a": {"path": "a", "keep_alive": "x"}}', """models."a".keep_alive: 'x' is not allowed"""),
         ("LLMSPELL_ALIASES", "{", "is not valid JSON"),
+        ("LLMSPELL_ALIASES", "[" * 100_000, "is not valid JSON"),
+        ("LLMSPELL_OLLAMA__ENABLED", "maybe", "'maybe' is not allowed; it must be true or false."),
+        ("LLMSPELL_OLLAMA__CONNECT_TIMEOUT_SECONDS", "\u0661", "is not allowed; it must be a number from"),
+        ("LLMSPELL_SERVER__PORT", "\u0661", "is not allowed; it must be a whole number from"),
+        ("LLMSPELL_SERVER__HOST", "\udcff", "'\\udcff' is not allowed; it must be text."),
         ("LLMSPELL_ALIASES", "1", "aliases: 1 is not allowed; it must be a table of keys."),
         ("LLMSPELL_MODELS", '{"a": {"path": 1}}', 'models."a".path: 1 is not allowed; it must be text.'),
     ],
@@ -191,6 +201,10 @@ def test_a_mistake_in_the_environment_is_named(variable: str, value: str, messag
         load_settings({}, None, {variable: value})
     assert caught.value.message.startswith(f"{variable}: ")
     assert message in caught.value.message
+
+
+def test_the_server_that_clients_ask_is_no_setting_of_the_server() -> None:
+    assert load_settings({}, None, {"LLMSPELL_SERVER": "http://box:8000"}).source == "defaults"
 
 
 def test_variables_that_kubernetes_makes_for_a_service_are_no_settings() -> None:
@@ -212,8 +226,26 @@ def test_a_long_wrong_value_is_cut_in_the_message() -> None:
 def test_every_number_has_a_range_that_holds_its_default() -> None:
     for key in KEYS.values():
         if key.type in (int, float, AutoInt):
-            assert key.limits is not None, f"{key.path} needs a range in server/config.py"
+            assert key.limits is not None, f"{key.path} needs a range in server/config_keys.py"
             assert key.default == "auto" or key.limits[0] <= key.default <= key.limits[1]
+
+
+def test_commands_that_need_no_server_read_the_same_configuration(tmp_path: Path) -> None:
+    path = tmp_path / "c.toml"
+    text = "[server]\nport = 1\n[models.a]\npath = 'a'\n[aliases]\nb = 'a'\n[routing]\nprefer = 'llamacpp'"
+    settings = load_text(text, path, {"LLMSPELL_LOGGING__LEVEL": "error"}).settings
+    configuration = load_configuration({}, path, {"LLMSPELL_LOGGING__LEVEL": "error"}).configuration
+    sections = [field.name for field in fields(Configuration)]
+    assert sections == [*Settings.model_fields]
+    assert [getattr(configuration, each) for each in sections] == [getattr(settings, each) for each in sections]
+    assert (configuration.server.port, configuration.aliases) == (1, {"b": "a"})
+
+
+def test_commands_that_need_no_server_import_nothing_slow() -> None:
+    slow = {"pydantic", "pydantic_settings", "httpx", "fastapi", "numpy", "llama_cpp"}
+    program = f"import sys, server.config_sources as c; c.load_configuration(); print(*({slow} & {{*sys.modules}}))"
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert result.stdout == "\n"
 
 
 def _text(value: object) -> str:
@@ -457,6 +489,14 @@ def test_wrong_keys_of_a_model_are_named(name: str, written: str, sentence: str,
         load_text(f"[models.a]\npath = 'a'\n{name} = {written}", tmp_path / "c.toml")
     assert caught.value.message.startswith(f'{tmp_path / "c.toml"}: models."a".{name}: ')
     assert sentence in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("text", "read"),
+    [("true", True), ("True", True), ("1", True), ("on", True), ("yes", True), ("false", False), ("0", False)],
+)
+def test_a_variable_holds_a_truth(text: str, read: bool) -> None:  # noqa: FBT001 - a parameter of the test
+    assert load_settings({}, None, {"LLMSPELL_STORE__AUTO_PULL": text}).settings.store.auto_pull is read
 
 
 def test_every_special_value_of_a_model_can_stand_in_a_variable() -> None:

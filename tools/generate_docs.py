@@ -24,10 +24,11 @@ from server.api.unsupported import HERE, MESSAGE_PARAMETERS, OPENAI_PARAMETERS
 from server.backends.llamacpp import LlamaCppBackend
 from server.backends.ollama.backend import OllamaBackend
 from server.backends.ollama.config import OllamaConfig
-from server.config import KEYS, Key, LoggingConfig, ServerConfig
+from server.config_keys import KEYS, Key, LoggingConfig, ServerConfig
 from server.core.parameters import ParameterSupport, refused
 from server.pool.config import ModelConfig, PoolConfig
 from server.router import RoutingConfig
+from server.store.config import StoreConfig
 
 ROOT = Path(__file__).parent.parent
 SECTIONS: dict[str, type] = {
@@ -36,6 +37,7 @@ SECTIONS: dict[str, type] = {
     "routing": RoutingConfig,
     "ollama": OllamaConfig,
     "llamacpp": PoolConfig,
+    "store": StoreConfig,
     "models.*": ModelConfig,
     "logging": LoggingConfig,
 }

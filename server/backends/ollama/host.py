@@ -9,8 +9,6 @@ from __future__ import annotations
 import ipaddress
 import re
 
-import httpx
-
 from server.core.errors import ConfigurationError
 
 _DEFAULT_HOST = "127.0.0.1"
@@ -21,6 +19,7 @@ _HOST_AND_PORT = re.compile(r"(?:\[([^\[\]]*)\]|([^\[\]:]*)):([^\[\]:]*)")
 _PORT = re.compile(r"[+-]?[0-9]{1,10}")
 _LABEL = r"[A-Za-z0-9_-]{1,63}"
 _NAME = re.compile(rf"{_LABEL}(?:\.{_LABEL})*\.?")
+_ALMOST_AN_ADDRESS = re.compile(r"[0-9]+.[0-9]+.[0-9]+.[0-9]+")  # what httpx takes for an IPv4 address
 _ZONE = re.compile(r"[A-Za-z0-9._-]+")
 _MAX_NAME_LEN = 253
 
@@ -104,13 +103,19 @@ def _connectable(host: str, value: str) -> str:
 
 def _check_name(name: str, value: str) -> str:
     """Give a host name as DNS knows it: international ones are encoded."""
-    try:
-        encoded = httpx.URL(f"http://{name}").raw_host.decode("ascii")
-    except httpx.InvalidURL as error:
-        raise _wrong_host(value) from error
-    if len(encoded) > _MAX_NAME_LEN or not _NAME.fullmatch(encoded):
+    encoded = name.lower() if name.isascii() else _international(name, value)
+    if _ALMOST_AN_ADDRESS.fullmatch(encoded) or len(encoded) > _MAX_NAME_LEN or not _NAME.fullmatch(encoded):
         raise _wrong_host(value)
     return encoded
+
+
+def _international(name: str, value: str) -> str:
+    import httpx  # noqa: PLC0415 - it takes longer to import than most commands take, and few hosts need it
+
+    try:
+        return httpx.URL(f"http://{name}").raw_host.decode("ascii")
+    except httpx.InvalidURL as error:
+        raise _wrong_host(value) from error
 
 
 def _wrong_host(value: str) -> ConfigurationError:
