@@ -153,14 +153,18 @@ def cache_directory(environ: Mapping[str, str] = os.environ) -> Path:
     return _user_directory(environ, "XDG_CACHE_HOME", ".cache").absolute()
 
 
+def home_directory() -> Path:
+    """Return the user's home directory, or the root for one whom the system does not know, as in containers."""
+    try:
+        return Path.home()
+    except RuntimeError:
+        return Path("/")
+
+
 def _user_directory(environ: Mapping[str, str], variable: str, default: str) -> Path:
     if named := environ.get(variable):
         return Path(named, "llmspell")
-    try:
-        home = Path.home()
-    except RuntimeError:
-        home = Path("/")  # what container runtimes give a user without an entry
-    return home / default / "llmspell"
+    return home_directory() / default / "llmspell"
 
 
 def _existing(path: Path, asked_by: str) -> Path:

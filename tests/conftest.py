@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+_OF_USERS = ("LLMSPELL_", "HF_", "HUGGING")
+_FOLDERS = ("XDG_CONFIG_HOME", "XDG_CACHE_HOME", "XDG_DATA_HOME", "OLLAMA_MODELS")
+
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -15,8 +18,6 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     directory.mkdir()
     monkeypatch.setenv("HOME", str(directory))
     monkeypatch.setenv("USERPROFILE", str(directory))
-    for variable in ("XDG_CONFIG_HOME", "XDG_CACHE_HOME"):
-        monkeypatch.delenv(variable, raising=False)
-    for variable in [name for name in os.environ if name.startswith("LLMSPELL_")]:
+    for variable in [name for name in os.environ if name.startswith(_OF_USERS) or name in _FOLDERS]:
         monkeypatch.delenv(variable)
     return directory

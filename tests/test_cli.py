@@ -83,7 +83,6 @@ def test_wrong_usage_is_exit_code_2(arguments: list[str]) -> None:
     [
         (["--config", "nothing.toml"], "--config: there is no file nothing.toml."),
         (["--model", "nothing.gguf"], "--model: there is no file nothing.gguf."),
-        (["--model", "local/nothing"], "The model local/nothing has no file"),
         (["--model", "a b:"], "--model: 'a b:' is not a model spec."),
     ],
 )
@@ -95,6 +94,13 @@ def test_what_cannot_be_served_is_one_line_and_exit_code_1(
     assert (result.returncode, result.stdout) == (1, "")
     assert result.stderr.startswith(f"llmspell: error: {message}")
     assert result.stderr.count("\n") == 1
+
+
+def test_a_name_that_stands_for_no_file_ends_the_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = run_command("serve", "--port", "0", "--model", "local/nothing")
+    assert (result.returncode, result.stdout) == (1, "")
+    assert "llmspell: error: The model local/nothing has no file" in result.stderr.splitlines()[-1]
 
 
 def test_a_file_is_served_under_its_stem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

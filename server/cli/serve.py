@@ -13,7 +13,7 @@ from server.core.errors import ConfigurationError, InvalidModelSpec
 from server.core.model_spec import parse_model_spec
 
 if TYPE_CHECKING:
-    from server.config import LoadedSettings, Settings
+    from server.config import LoadedSettings
 
 DEMO_MODEL = "local/demo"
 _FORBIDDEN_IN_NAMES = re.compile(r"[^A-Za-z0-9._\-+ ]+")
@@ -60,15 +60,13 @@ def load_with_models(
     """Return the configuration with the models of ``--model`` and ``--demo``, which are loaded at start.
 
     Raises:
-        ConfigurationError: it cannot be used, or there is no model to serve.
+        ConfigurationError: it cannot be used.
 
     """
     from server.config import load_settings  # noqa: PLC0415 - slow imports, which --help does not need
 
     models = models_from_arguments([*arguments, *([str(demo_model_path())] if demo else [])])
-    loaded = load_settings({**overrides, "models": models} if models else overrides, config)
-    _require_models(loaded.settings)
-    return loaded
+    return load_settings({**overrides, "models": models} if models else overrides, config)
 
 
 def _overrides(host: str | None, port: int | None, log_level: str | None) -> dict[str, dict[str, Any]]:
@@ -129,11 +127,3 @@ def demo_model_path() -> Path:
     if not path.is_file():
         raise ConfigurationError(f"--demo: the bundled model is missing from this installation ({path}).")
     return path
-
-
-def _require_models(settings: Settings) -> None:
-    if not settings.models and not settings.ollama.enabled:
-        raise ConfigurationError(
-            "there is no model to serve. Try the bundled one with `llmspell serve --demo`, name a file with "
-            "`llmspell serve --model FILE.gguf`, or list models in a configuration file (see config.example.toml)."
-        )

@@ -38,6 +38,7 @@ EXPECTED = {
     core.ChecksumMismatch: 502,
     core.CannotStore: 507,
     core.DiskFull: 507,
+    core.ServerUnreachable: 500,
     core.ConfigurationError: 500,
 }
 

@@ -33,8 +33,9 @@ CHAT = "/v1/chat/completions"
 DEMO = "local/demo"
 
 OLLAMA_ENABLED = "LLMSPELL_OLLAMA__ENABLED"
+DISCOVER = "LLMSPELL_STORE__DISCOVER"
 
-_NOT_INHERITED = ("LLMSPELL_", "OLLAMA_", "XDG_CONFIG_HOME", "XDG_CACHE_HOME")
+_NOT_INHERITED = ("LLMSPELL_", "OLLAMA_", "HF_", "HUGGING", "XDG_CONFIG_HOME", "XDG_CACHE_HOME", "XDG_DATA_HOME")
 _PAUSE = 0.05
 
 
@@ -47,9 +48,9 @@ def eventually(condition: Callable[[], object], what: str) -> None:
 
 
 def environment(home: Path, **variables: str) -> dict[str, str]:
-    """The environment of a user who has configured nothing but ``variables``, on a machine without an Ollama daemon."""
+    """The environment of a user who has configured nothing but ``variables``, on a machine without other programs."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(_NOT_INHERITED)}
-    return kept | {"HOME": str(home), "USERPROFILE": str(home), OLLAMA_ENABLED: "false"} | variables
+    return kept | {"HOME": str(home), "USERPROFILE": str(home), OLLAMA_ENABLED: "false", DISCOVER: "false"} | variables
 
 
 def using_ollama(url: str, **variables: str) -> dict[str, str]:

@@ -243,8 +243,13 @@ def said_by_refusal(home: Path, **variables: str) -> str:
     return result.stderr.splitlines()[-1]
 
 
-def test_neither_models_nor_a_daemon(tmp_path: Path) -> None:
-    assert "there is no model to serve" in said_by_refusal(tmp_path)
+def test_neither_models_nor_a_daemon(start: Start) -> None:
+    server = start()
+    assert "there is no model to serve yet; download one with `llmspell model pull`" in server.log_text
+    assert httpx.get(f"{server.url}/v1/models").json()["data"] == []
+    refused = server.ask()
+    assert refused.status_code == 404
+    assert "`llmspell model pull local/demo`" in refused.json()["error"]["message"]
 
 
 def test_an_address_that_is_none(tmp_path: Path) -> None:
