@@ -23,6 +23,7 @@ from server.pool.plan import LoadPlan, Machine, make_plan
 from server.pool.policy import PolicyConfig
 from server.pool.pool import Pool
 from server.pool.resident import Lease
+from server.store.model_index import ModelIndex
 
 TIMEOUT = 30.0
 QUICK = PolicyConfig(longest_wait_seconds=0.3, least_residency_seconds=0.0, idle_grace_seconds=0.01)
@@ -77,9 +78,10 @@ async def opened(
     loader: Loader | None = None,
     config: PoolConfig | None = None,
     policy: PolicyConfig = QUICK,
+    index: ModelIndex | None = None,
 ) -> AsyncIterator[Pool]:
     """A pool that is closed at the end of the block."""
-    pool = Pool(models, config or pool_config(), load=loader or Loader(), policy=policy)
+    pool = Pool(models, config or pool_config(), index=index, load=loader or Loader(), policy=policy)
     try:
         yield pool
     finally:

@@ -83,10 +83,11 @@ def index_of(
     *places: tuple[Source, Path],
     cache: HeaderCache | None = None,
     short_names: Callable[[str], Sequence[str]] = lambda _: (),
+    clock: Callable[[], float] = time.monotonic,
 ) -> ModelIndex:
     """Return an index that looks at an hour when all changes are long past."""
     there = [Place(source, path) for source, path in places]
-    return ModelIndex(there, cache or HeaderCache(None), short_names=short_names, now_ns=_in_an_hour)
+    return ModelIndex(there, cache or HeaderCache(None), short_names=short_names, clock=clock, now_ns=_in_an_hour)
 
 
 def _in_an_hour() -> int:
