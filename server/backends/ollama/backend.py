@@ -20,6 +20,7 @@ from server.backends.ollama.chat_events import ChatDecoder
 from server.backends.ollama.chat_request import PARAMETERS, chat_body, seed_of_choice
 from server.backends.ollama.config import OllamaConfig
 from server.backends.ollama.daemon import Daemon, DaemonModel
+from server.backends.ollama.daemon_errors import elsewhere
 from server.backends.ollama.host import daemon_url
 from server.backends.ollama.http_stream import HttpStreamClient
 from server.backends.ollama.images import ImageFetcher, ImageLimits
@@ -147,7 +148,7 @@ class OllamaBackend:
         """Say that the daemon is down, if it had the model or the spec names it, or that the model runs elsewhere."""
         known = self._catalogue.known(spec.model)
         if known is not None and not self._is_allowed(known):
-            return _is_elsewhere(known)
+            return elsewhere(known.name, known.remote_host)
         is_ours = known is not None or spec.backend is self.name
         return self._catalogue.outage_error() if is_ours and self._catalogue.is_down else None
 
@@ -177,7 +178,7 @@ class OllamaBackend:
                 param="model",
             )
         if not self._is_allowed(model):
-            raise _is_elsewhere(model)
+            raise elsewhere(model.name, model.remote_host)
         return model
 
     def _is_allowed(self, model: DaemonModel) -> bool:
@@ -249,14 +250,6 @@ class OllamaBackend:
                 _log.error("Ollama was to load %s at start: %s", name, error)
             else:
                 _log.info("Ollama has loaded %s", name)
-
-
-def _is_elsewhere(model: DaemonModel) -> ModelNotFound:
-    return ModelNotFound(
-        f"The model {model.name!r} does not run on this machine: Ollama passes its requests on to {model.remote_host}. "
-        "Use a model that is downloaded, or set [ollama] allow_cloud_models = true.",
-        param="model",
-    )
 
 
 def _body_of_choice(body: Mapping[str, Any], request: ChatRequest, index: int) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from http import HTTPStatus
@@ -16,19 +16,35 @@ from typing import Any
 import httpx
 import orjson
 
-from server.backends.ollama.daemon_errors import error_of_response, garbled, unreachable
+from server.backends.ollama.daemon_errors import (
+    broken_off,
+    error_of_response,
+    garbled,
+    message_of,
+    silent,
+    unreachable,
+)
+from server.backends.ollama.description import ModelDescription, positive, read_description, strings, text
+from server.backends.ollama.pull_lines import pull_error
 from server.core.errors import BackendError, InvalidModelSpec, LlmspellError
 from server.core.model_spec import parse_model_spec
+
+_MAX_LINE_LEN = 1 << 20
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class ModelDetails:
-    """What the daemon says of a model; ``None`` where it does not say. ``context_length`` is in tokens."""
+    """What the daemon says of a model; ``None`` where it does not say.
+
+    ``context_length`` is in tokens; ``parameters`` as ``8.0B``; ``quantization`` as ``Q4_K_M``.
+    """
 
     context_length: int | None = None
     capabilities: tuple[str, ...] | None = None
+    parameters: str | None = None
+    quantization: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +86,10 @@ class Daemon:
             LlmspellError: it does not answer.
 
         """
-        return str((await self._ask("GET", "/api/version"))["version"])
+        version = text((await self._ask("GET", "/api/version")).get("version"))
+        if version is None:
+            raise garbled("it does not say its version")
+        return version
 
     async def models(self) -> Sequence[DaemonModel]:
         """Return the list of its models.
@@ -94,7 +113,7 @@ class Daemon:
         """
         answer = await self._ask("GET", "/api/ps")
         try:
-            return {str(row["name"]).lower(): _positive(row.get("size")) for row in answer["models"] or ()}
+            return {str(row["name"]).lower(): positive(row.get("size")) for row in answer["models"] or ()}
         except (KeyError, TypeError, AttributeError) as error:
             raise garbled(f"its list of running models has no {error}") from error
 
@@ -105,13 +124,17 @@ class Daemon:
             LlmspellError: there is no such model, or the daemon does not answer.
 
         """
-        answer = await self._ask("POST", "/api/show", {"model": name}, model=name)
-        information = answer.get("model_info")
-        values = information if isinstance(information, dict) else {}
-        architecture = values.get("general.architecture")
-        return ModelDetails(
-            _positive(values.get(f"{architecture}.context_length")), _strings(answer.get("capabilities"))
-        )
+        described = await self.describe(name)
+        return ModelDetails(described.context_length, described.capabilities)
+
+    async def describe(self, name: str) -> ModelDescription:
+        """Return all that the daemon says of a model.
+
+        Raises:
+            LlmspellError: there is no such model, or the daemon does not answer.
+
+        """
+        return read_description(await self._ask("POST", "/api/show", {"model": name}, model=name))
 
     async def load(self, name: str, keep_alive: str | float | None = None) -> None:
         """Have a model loaded, however long that takes.
@@ -135,6 +158,47 @@ class Daemon:
         """
         await self._ask("POST", "/api/generate", {"model": name, "stream": False, "keep_alive": 0}, model=name)
 
+    async def pull(self, name: str, silence_timeout: float) -> AsyncGenerator[Mapping[str, Any]]:
+        """Have a model downloaded; yields what the daemon says of it, line by line.
+
+        Closing the generator closes the connection, and that ends the download, unless another client of the daemon
+        wants it, too. What has come is kept there.
+
+        Args:
+            name: the model.
+            silence_timeout: how long the daemon may say nothing, in seconds.
+
+        Raises:
+            LlmspellError: while iterating; it cannot be downloaded, or the daemon does not answer.
+
+        """
+        if self._client.is_closed:
+            raise unreachable(self.url, "this server is shutting down")
+        timeout = httpx.Timeout(silence_timeout, connect=self._connect_timeout)
+        has_begun = False
+        try:
+            async with self._client.stream("POST", "/api/pull", json={"model": name}, timeout=timeout) as response:
+                if response.status_code != HTTPStatus.OK:
+                    raise _pull_refused(response, await response.aread(), name)
+                has_begun = True
+                async for line in _lines(response):
+                    if "error" in line:
+                        raise pull_error(str(line["error"]), name)
+                    yield line
+        except httpx.TimeoutException as error:
+            raise (silent(silence_timeout) if has_begun else unreachable(self.url, _describe(error))) from error
+        except _UNREACHABLE as error:
+            raise (broken_off if has_begun else self._unreachable)(_describe(error)) from error
+
+    async def delete(self, name: str) -> None:
+        """Delete a model from the daemon's disk.
+
+        Raises:
+            LlmspellError: the daemon does not answer, or does not know the model.
+
+        """
+        await self._send("DELETE", "/api/delete", {"model": name}, model=name, is_patient=True)
+
     def reason_of(self, error: LlmspellError) -> str:
         """Return in a few words why a question failed."""
         cause = error.__cause__
@@ -148,6 +212,9 @@ class Daemon:
         """Close the connections."""
         await self._client.aclose()
 
+    def _unreachable(self, reason: str) -> BackendError:
+        return unreachable(self.url, reason)
+
     async def _ask(
         self,
         method: str,
@@ -157,6 +224,17 @@ class Daemon:
         model: str = "",
         is_patient: bool = False,
     ) -> dict[str, Any]:
+        return _object(await self._send(method, path, body, model=model, is_patient=is_patient))
+
+    async def _send(
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, object] | None = None,
+        *,
+        model: str = "",
+        is_patient: bool = False,
+    ) -> httpx.Response:
         """Ask; who ``is_patient`` waits as long as the daemon works on it."""
         if self._client.is_closed:
             raise unreachable(self.url, "this server is shutting down")
@@ -171,7 +249,40 @@ class Daemon:
             raise unreachable(self.url, _describe(error)) from error
         if response.status_code != HTTPStatus.OK:
             raise error_of_response(response.status_code, response.headers, response.content, model)
-        return _object(response)
+        return response
+
+
+def _pull_refused(response: httpx.Response, body: bytes, model: str) -> LlmspellError:
+    refusal = error_of_response(response.status_code, response.headers, body, model)
+    if response.status_code < HTTPStatus.INTERNAL_SERVER_ERROR:
+        return refusal
+    # the sentence is that of a pull, whether the stream had begun or not
+    message = message_of(body)
+    return refusal if message is None else pull_error(message, model)
+
+
+async def _lines(response: httpx.Response) -> AsyncGenerator[Mapping[str, Any]]:
+    """Read the lines of a stream, each a JSON object."""
+    rest = b""
+    async for piece in response.aiter_bytes():
+        *whole, rest = (rest + piece).split(b"\n")
+        if len(rest) > _MAX_LINE_LEN:
+            raise garbled("a line of its stream does not end")
+        for line in whole:
+            if line.strip():
+                yield _line(line)
+    if rest.strip():
+        yield _line(rest)
+
+
+def _line(text: bytes) -> Mapping[str, Any]:
+    try:
+        line = orjson.loads(text)
+    except ValueError as error:
+        raise garbled("a line of its stream is not JSON") from error
+    if not isinstance(line, dict):
+        raise garbled("a line of its stream is not a JSON object")
+    return line
 
 
 def _object(response: httpx.Response) -> dict[str, Any]:
@@ -205,9 +316,14 @@ def _model(row: Mapping[str, Any]) -> DaemonModel | None:
     return DaemonModel(
         name=name,
         digest=str(row.get("digest") or name),
-        size_bytes=_positive(row.get("size")) or 0,
+        size_bytes=positive(row.get("size")) or 0,
         modified_at=_unix_time(row.get("modified_at")),
-        details=ModelDetails(_positive(values.get("context_length")), _strings(row.get("capabilities"))),
+        details=ModelDetails(
+            positive(values.get("context_length")),
+            strings(row.get("capabilities")),
+            text(values.get("parameter_size")),
+            text(values.get("quantization_level")),
+        ),
         remote_host=str(row["remote_host"]) if row.get("remote_host") else None,
     )
 
@@ -225,11 +341,3 @@ def _unix_time(text: object) -> int:
         return int(datetime.fromisoformat(str(text)).timestamp())
     except (ValueError, OverflowError):
         return 0
-
-
-def _positive(value: object) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
-
-
-def _strings(values: object) -> tuple[str, ...] | None:
-    return tuple(str(value) for value in values) if isinstance(values, list) and values else None

@@ -37,6 +37,15 @@ def unreachable(url: str, reason: str) -> BackendError:
     )
 
 
+def elsewhere(model: str, host: str | None) -> ModelNotFound:
+    """Build the error for a model that the daemon only passes on, where that is not allowed."""
+    return ModelNotFound(
+        f"The model {model!r} does not run on this machine: Ollama passes its requests on to {host}. "
+        "Use a model that is downloaded, or set [ollama] allow_cloud_models = true.",
+        param="model",
+    )
+
+
 def silent(seconds: float) -> TimedOut:
     """Build the error for an answer that stopped coming."""
     return TimedOut(
@@ -63,7 +72,7 @@ def error_of_response(status: int, headers: Mapping[str, str], body: bytes, mode
     if HTTPStatus.MULTIPLE_CHOICES <= status < HTTPStatus.BAD_REQUEST:
         location = headers.get("location", "nowhere")
         return garbled(f"it redirects to {location[:_MAX_QUOTED_LEN]}, so set [ollama] url to where the daemon is")
-    message = _message_of(body)
+    message = message_of(body)
     if message is None:
         return garbled(f"it answers with HTTP status {status} and {_quoted(body)}")
     return error_of_message(message, status, model)
@@ -85,7 +94,8 @@ def error_of_message(message: str, status: int, model: str) -> LlmspellError:
     return BackendError(f"Ollama failed on the request: {message}")
 
 
-def _message_of(body: bytes) -> str | None:
+def message_of(body: bytes) -> str | None:
+    """Return the sentence in the body of a refusal; ``None`` for a body that is none of the daemon's."""
     try:
         error = orjson.loads(body)["error"]
     except (ValueError, KeyError, TypeError):
@@ -104,7 +114,7 @@ def _message_of(body: bytes) -> str | None:
 
 def readable(error: object) -> str:
     """Return the sentence in the ``error`` of a line of a stream."""
-    return _message_of(orjson.dumps({"error": error})) or "it does not say why"
+    return message_of(orjson.dumps({"error": error})) or "it does not say why"
 
 
 def _quoted(body: bytes) -> str:
