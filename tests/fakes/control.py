@@ -2,7 +2,8 @@
 
 - ``POST /_fake/rules`` with ``{"do": "cut", "after": 2, "path": "/api/chat", "times": 1}`` adds a rule, returns its id.
 - ``POST /_fake/release`` with ``{"id": 0}`` ends the pauses of a rule; ``DELETE /_fake/rules`` removes all rules.
-- ``POST /_fake/reply`` with the fields of ``Reply``; ``POST /_fake/models`` with those of ``FakeModel``.
+- ``POST /_fake/reply`` with the fields of ``Reply``; ``POST /_fake/models`` with those of ``FakeModel``,
+  ``POST /_fake/offer`` with those of one that can be pulled.
 - ``POST /_fake/close`` closes the idle connections.
 - ``GET /_fake/requests``, ``GET /_fake/state``: what was recorded.
 """
@@ -43,6 +44,8 @@ class Control:
             case "POST", "models":
                 capabilities = tuple(body.pop("capabilities", ("completion",)))
                 self._daemon.add_model(FakeModel(**body, capabilities=capabilities))
+            case "POST", "offer":
+                self._daemon.offer(FakeModel(**body))
             case "POST", "close":
                 self._daemon.close_connections()
             case "GET", "requests":

@@ -5,17 +5,18 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
 from fakes.catalogue import Catalogue, FakeModel, Name, Reference, show, tags
 from fakes.inference import Inference, check_capabilities, messages_of
-from fakes.lines import Telling, empty_answer
+from fakes.lines import Telling, empty_answer, encode
 from fakes.loading import Memory, Runner
 from fakes.reading import Refused, check_options, read
 from fakes.records import Records
+from fakes.registry import Registry
 from fakes.script import Reply, Rule, Speaker
 from fakes.wire import Exchange
 
@@ -29,7 +30,8 @@ class Manner:
 
     ``older`` lists models without capabilities and context lengths. ``parallel`` is how many requests a model works on
     at once (all, by default; the real daemon does one), ``max_queue`` how many more may wait. ``cloud`` is
-    ``enabled``, ``disabled`` or ``signed-out``.
+    ``enabled``, ``disabled`` or ``signed-out``. A pull says ``pull_lines`` lines for each blob, one every
+    ``pull_interval`` seconds.
     """
 
     version: str = "0.30.0"
@@ -39,13 +41,23 @@ class Manner:
     parallel: int | None = None
     max_queue: int | None = None
     cloud: str = "enabled"
+    pull_lines: int = 10
+    pull_interval: float = 0.0
 
 
 class Daemon:
     """Answers requests; lives on the stand-in's loop."""
 
-    def __init__(self, catalogue: Catalogue, manner: Manner, records: Records, reply: Reply | Speaker) -> None:
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        manner: Manner,
+        records: Records,
+        reply: Reply | Speaker,
+        offered: Iterable[FakeModel] = (),
+    ) -> None:
         self.catalogue = catalogue
+        self.registry = Registry(catalogue, offered, manner.pull_lines)
         self.memory = Memory(records, manner.parallel, manner.max_queue)
         self.reply = reply
         self.rules: list[Rule] = []
@@ -60,6 +72,8 @@ class Daemon:
             ("POST", "/api/show"): self._show,
             ("POST", "/api/chat"): self._chat,
             ("POST", "/api/generate"): self._generate,
+            ("POST", "/api/pull"): self._pull,
+            ("DELETE", "/api/delete"): self._delete,
         }
         for path in ("/", "/api/version", "/api/tags"):
             self._routes["HEAD", path] = self._routes["GET", path]
@@ -113,6 +127,25 @@ class Daemon:
         reference = _reference(asked, 400, "model is required")
         model = self._find(reference, asked, reference.name.shortest, "remote model details are unavailable")
         await exchange.send_json(show(model, list(self.catalogue).index(model)))
+
+    async def _pull(self, exchange: Exchange) -> None:
+        body = read(exchange.request.raw, "PullRequest")
+        reference = _reference(str(body.get("model") or body.get("name") or ""), 400, "invalid model name")
+        lines = self.registry.pull(reference.name)
+        if body.get("stream", True):
+            await exchange.stream((encode(line) + b"\n" for line in lines), self._manner.pull_interval)
+            return
+        last = list(lines)[-1]
+        await exchange.send_json(last, 500 if "error" in last else 200)
+
+    async def _delete(self, exchange: Exchange) -> None:
+        body = read(exchange.request.raw, "DeleteRequest")
+        asked = str(body.get("model") or body.get("name") or "")
+        model = self.catalogue.find(_reference(asked, 400, "invalid model name").name)
+        if model is None:
+            raise Refused(404, f"model '{asked}' not found")
+        self.registry.remove(model)  # what is in memory stays there
+        await exchange.send(200, b"", "")
 
     async def _chat(self, exchange: Exchange) -> None:
         await self._infer(exchange, read(exchange.request.raw, "ChatRequest"), chat=True)

@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any, Self
 
@@ -85,13 +85,14 @@ class FakeOllama:
         num_models: int = 0,
         reply: Reply | Speaker | None = None,
         record_limit: int | None = None,
+        offered: Iterable[FakeModel] = (),
         **manner: Any,  # noqa: ANN401
     ) -> None:
-        """Without models it has ``DEFAULT_MODELS``; ``num_models`` adds that many more."""
+        """Without models it has ``DEFAULT_MODELS``; ``num_models`` adds that many more. ``offered`` can be pulled."""
         self.port = port
         self.records = Records(record_limit)
         self._catalogue = Catalogue((*(models or DEFAULT_MODELS), *many_models(num_models)))
-        self._daemon = Daemon(self._catalogue, Manner(**manner), self.records, reply or Reply())
+        self._daemon = Daemon(self._catalogue, Manner(**manner), self.records, reply or Reply(), offered)
         self._daemon.control = Control(self).handle
         self._connections: set[Connection] = set()
         self._thread: threading.Thread | None = None
@@ -192,6 +193,10 @@ class FakeOllama:
         """Have this model from now on, in place of one of its name."""
         self._post(lambda: self._catalogue.add(model))
 
+    def offer(self, model: FakeModel) -> None:
+        """Have this model to be pulled from now on."""
+        self._post(lambda: self._daemon.registry.offer(model))
+
     def remove_model(self, name: str) -> None:
         """Have this model no more, in memory neither."""
         self._post(lambda: self._catalogue.remove(name))
@@ -256,6 +261,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="A stand-in for the Ollama daemon.")
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--model", action="append", default=[], metavar="NAME[=CAPABILITY,...]")
+    parser.add_argument("--offer", action="append", default=[], metavar="NAME", help="a model that can be pulled")
+    parser.add_argument("--pull-interval", type=float, default=0.0, help="seconds between the lines of a pull")
     parser.add_argument("--num-models", type=int, default=0, help="this many more models")
     parser.add_argument("--tokens", type=int, help="length of each reply (default: it repeats the last message)")
     parser.add_argument("--tokens-per-second", type=float, default=0.0, help="of each stream (default: all at once)")
@@ -274,6 +281,8 @@ def main(arguments: list[str] | None = None) -> None:
         parallel=options.parallel,
         num_ctx=options.num_ctx,
         older=options.older,
+        offered=[_model(text) for text in options.offer],
+        pull_interval=options.pull_interval,
     )
     try:
         import uvloop  # noqa: PLC0415

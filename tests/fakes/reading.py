@@ -50,6 +50,16 @@ _MESSAGE = {
 }
 _SHOW = {"model": "string", "name": "string", "system": "string", "verbose": "bool", "options": _CHAT["options"]}
 
+_PULL = {"model": "string", "name": "string", "insecure": "bool", "stream": "bool"}
+_DELETE = {"model": "string", "name": "string"}
+_STRUCTS = {
+    "ChatRequest": _CHAT,
+    "GenerateRequest": _GENERATE,
+    "ShowRequest": _SHOW,
+    "PullRequest": _PULL,
+    "DeleteRequest": _DELETE,
+}
+
 _OPTIONS = {
     "integer": "num_keep seed num_predict top_k repeat_last_n num_ctx num_batch num_gpu main_gpu num_thread "
     "draft_num_predict",
@@ -71,14 +81,14 @@ class Refused(Exception):
 
 
 def read(raw: bytes, struct: str) -> dict[str, Any]:
-    """Read the body of a ``ChatRequest``, ``GenerateRequest`` or ``ShowRequest``."""
+    """Read the body of a request of one of the kinds in ``_STRUCTS``."""
     if not raw.strip():
         raise Refused(400, "missing request body")
     try:
         body, _ = json.JSONDecoder().raw_decode(raw.decode(errors="replace").lstrip())
     except json.JSONDecodeError as error:
         raise Refused(400, _complaint(error)) from None
-    known = {"ChatRequest": _CHAT, "GenerateRequest": _GENERATE, "ShowRequest": _SHOW}[struct]
+    known = _STRUCTS[struct]
     if not isinstance(body, dict):
         raise Refused(400, f"json: cannot unmarshal {_kind(body)} into Go value of type api.{struct}")
     _check(body, known, struct)
