@@ -17,8 +17,8 @@ from uvicorn.loops.auto import auto_loop_factory
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from server import __version__
+from server.api.event_stream import CUT
 from server.api.middleware import request_id_var
-from server.api.sse import CUT
 from server.cli.logging_setup import set_up_logging
 from server.config import LoadedSettings, ServerConfig, Settings
 from server.core.errors import ConfigurationError

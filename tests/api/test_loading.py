@@ -14,7 +14,7 @@ from api.scripted import ScriptedBackend, card
 from api.serving import CHAT, HELLO, Served, http_request
 from server.api.application import create_api
 from server.api.config import ApiConfig
-from server.api.sse import Comments
+from server.api.event_stream import Comments
 from server.core.errors import BackendError, InsufficientMemory, QueueFull
 from server.core.events import Event, Started, TextDelta
 from server.core.model_spec import BackendName
