@@ -92,7 +92,7 @@ class Answer:
                 yield batch
 
     async def _close(self) -> None:
-        await _cancel(self._opening)
+        await end_task(self._opening)
         if self._opened is not None:
             await self._opened.stream.aclose()
 
@@ -119,8 +119,8 @@ async def run_while_connected(receive: Receive, work: Coroutine[Any, Any, T]) ->
             return worker.result()
         raise ClientDisconnect
     finally:
-        await _cancel(watcher)
-        await _cancel(worker)
+        await end_task(watcher)
+        await end_task(worker)
 
 
 async def _disconnected(receive: Receive) -> None:
@@ -128,7 +128,8 @@ async def _disconnected(receive: Receive) -> None:
         pass
 
 
-async def _cancel(task: asyncio.Task[Any]) -> None:
+async def end_task(task: asyncio.Task[Any]) -> None:
+    """Cancel a task that may be over already, and wait for its end; its outcome is nobody's any more."""
     task.cancel()
     await asyncio.wait({task})
     if not task.cancelled():

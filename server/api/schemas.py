@@ -249,4 +249,26 @@ class ModelActionOptions(WireModel):
 class ModelActionBody(ModelActionOptions):
     """Body of ``POST /admin/models/{action}``; a key that is not listed is refused."""
 
-    model: str = Field(description="A spec or alias of a model that runs in this process.")
+    model: str = Field(description="A spec or alias of the model.")
+
+
+class PullName(WireModel):
+    """Body of ``POST /admin/models/pull/cancel``; a key that is not listed is refused."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: str = Field(description="A spec or alias, such as ollama/phi3:3.8b or hf.co/owner/repository:Q4_K_M.")
+    quantization: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=64,
+        description="Which file of a repository, such as Q8_0, if the spec does not say it.",
+    )
+
+
+class PullBody(PullName):
+    """Body of ``POST /admin/models/pull``; a key that is not listed is refused."""
+
+    stream: bool = Field(
+        default=True, description="Send the progress as server-sent events; else answer when the model is here."
+    )

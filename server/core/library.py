@@ -198,3 +198,30 @@ class Library(Protocol):
 
         """
         ...
+
+
+class Loadable(Protocol):
+    """The memory of a backend that is a program of its own: the Ollama daemon's. Names are as for ``Library``."""
+
+    async def load(self, name: str, keep_alive: str | float | None = None) -> None:
+        """Have a model loaded and wait until it is in memory.
+
+        Args:
+            name: the model.
+            keep_alive: how long it stays there without use: seconds, or a duration such as ``5m``; negative for ever,
+                ``None`` for what the backend thinks right.
+
+        Raises:
+            LlmspellError: it cannot be loaded, does not exist, or the backend is down.
+
+        """
+        ...
+
+    async def unload(self, name: str) -> None:
+        """Have a model removed from memory; one that is not there is fine.
+
+        Raises:
+            LlmspellError: it does not exist, or the backend is down.
+
+        """
+        ...

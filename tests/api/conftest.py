@@ -9,9 +9,12 @@ import pytest
 from fastapi import FastAPI
 
 from api.scripted import ScriptedBackend, ScriptedResidency
-from api.serving import Served, serving
+from api.scripted_library import ScriptedDaemon, ScriptedLibrary
+from api.serving import Served, client_of, serving
 from server.api.application import create_api
 from server.api.config import ApiConfig
+from server.core.model_spec import BackendName
+from server.library import ModelLibrary
 from server.router import ModelRouter
 
 
@@ -26,14 +29,51 @@ def residency() -> ScriptedResidency:
 
 
 @pytest.fixture
+def disk() -> ScriptedLibrary:
+    """The models of this process on disk."""
+    return ScriptedLibrary()
+
+
+@pytest.fixture
+def daemon_disk() -> ScriptedLibrary:
+    """The models of an Ollama daemon on disk."""
+    return ScriptedLibrary(BackendName.OLLAMA, present=[])
+
+
+@pytest.fixture
+def library(disk: ScriptedLibrary, daemon_disk: ScriptedLibrary) -> ModelLibrary:
+    return ModelLibrary([disk, daemon_disk], BackendName.OLLAMA)
+
+
+@pytest.fixture
+def daemon() -> ScriptedDaemon:
+    """The memory of an Ollama daemon."""
+    return ScriptedDaemon()
+
+
+@pytest.fixture
 def config() -> ApiConfig:
     """The configuration of ``app``; tests override it by parametrizing ``config`` directly."""
     return ApiConfig()
 
 
 @pytest.fixture
-def app(backend: ScriptedBackend, config: ApiConfig, residency: ScriptedResidency) -> FastAPI:
-    return create_api(ModelRouter([backend], {"gpt-4o-mini": "local/demo"}), config, residency=residency)
+def app(
+    backend: ScriptedBackend,
+    config: ApiConfig,
+    residency: ScriptedResidency,
+    library: ModelLibrary,
+    daemon: ScriptedDaemon,
+) -> FastAPI:
+    router = ModelRouter([backend], {"gpt-4o-mini": "local/demo"})
+    return create_api(router, config, residency=residency, library=library, daemon=daemon)
+
+
+@pytest.fixture
+async def local(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
+    """A client that may administer."""
+    async with client_of(app) as client:
+        yield client
 
 
 @pytest.fixture

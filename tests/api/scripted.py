@@ -182,6 +182,8 @@ class ScriptedResidency:
     gate: asyncio.Event | None = None
     """What loads and unloads wait for."""
     failure: LlmspellError | None = None
+    after_unload: Callable[[], object] = lambda: None
+    """What happens before whoever unloads a model hears of it."""
 
     def __post_init__(self) -> None:
         self.cancelled = asyncio.Event()
@@ -205,6 +207,7 @@ class ScriptedResidency:
         self.calls.append(("unload", model, force))
         await self._wait()
         self._become(model, state=ModelState.COLD)
+        self.after_unload()
 
     def pin(self, model: str, *, pinned: bool) -> None:
         self.calls.append(("pin", model, pinned))

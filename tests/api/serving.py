@@ -10,11 +10,24 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import httpx
 import uvicorn
 from fastapi import FastAPI
 
 CHAT = "/v1/chat/completions"
 HELLO: dict[str, Any] = {"model": "local/demo", "messages": [{"role": "user", "content": "Hi"}]}
+
+
+def client_of(app: FastAPI, address: str = "127.0.0.1", url: str = "http://localhost:8000") -> httpx.AsyncClient:
+    """A client of an application in this process, as if it were on this machine or at another address."""
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app, client=(address, 50_000)), base_url=url)
+
+
+def error_of(response: httpx.Response) -> tuple[int, str, str | None]:
+    """Status, code and parameter of an error, which has a message."""
+    error = response.json()["error"]
+    assert error["message"]
+    return response.status_code, error["code"], error["param"]
 
 
 @dataclass(frozen=True)

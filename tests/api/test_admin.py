@@ -3,7 +3,10 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -11,10 +14,12 @@ import pytest
 from fastapi import FastAPI
 
 from api.scripted import ScriptedBackend, ScriptedResidency, card
-from api.serving import HELLO, Served, http_request
+from api.scripted_library import ScriptedDaemon, ScriptedLibrary
+from api.serving import HELLO, Served, client_of, error_of, http_request
+from server.api.admin_schemas import AdministeredModel, AdministeredModels
 from server.api.application import create_api
 from server.api.config import ApiConfig
-from server.core.errors import InsufficientMemory, LlmspellError, ModelLoadingFailed, TimedOut
+from server.core.errors import BackendError, InsufficientMemory, LlmspellError, ModelLoadingFailed, TimedOut
 from server.core.model_spec import BackendName
 from server.core.ports import DeviceMemory, FirstTokenRecord, LoadProgress, ModelState, ResidencyStatus
 from server.router import ModelRouter, RoutingConfig
@@ -45,7 +50,9 @@ PHI = ResidencyStatus(
 COLD = {
     "id": "local/demo",
     "object": "model",
+    "backend": "llamacpp",
     "state": "warm",
+    "memory_bytes": None,
     "pinned": False,
     "preload": False,
     "bytes": {},
@@ -64,27 +71,11 @@ COLD = {
 }
 
 
-def client_of(app: FastAPI, address: str = "127.0.0.1", url: str = "http://localhost:8000") -> httpx.AsyncClient:
-    return httpx.AsyncClient(transport=httpx.ASGITransport(app, client=(address, 50_000)), base_url=url)
-
-
-@pytest.fixture
-async def local(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
-    async with client_of(app) as client:
-        yield client
-
-
 @pytest.fixture
 def phi(backend: ScriptedBackend, residency: ScriptedResidency) -> ResidencyStatus:
     backend.cards.append(card("phi3:3.8b", ModelState.LOADING))
     residency.models[PHI.model] = PHI
     return PHI
-
-
-def error_of(response: httpx.Response) -> tuple[int, str, str | None]:
-    error = response.json()["error"]
-    assert error["message"]
-    return response.status_code, error["code"], error["param"]
 
 
 # --- what is shown ---
@@ -94,8 +85,10 @@ def error_of(response: httpx.Response) -> tuple[int, str, str | None]:
 async def test_models_and_devices_are_listed(local: httpx.AsyncClient, residency: ScriptedResidency) -> None:
     residency.memory = [DeviceMemory("CPU", "a processor", 1000, 300), DeviceMemory("CUDA0", "a card", 4000, 4100)]
 
-    listed = (await local.get(ADMIN)).json()
+    response = await local.get(ADMIN)
 
+    AdministeredModels.model_validate_json(response.content)
+    listed = response.json()
     assert listed["object"] == "list"
     assert [model["id"] for model in listed["data"]] == ["local/demo", "local/phi3:3.8b"]
     assert listed["data"][0] == COLD
@@ -110,7 +103,9 @@ async def test_all_there_is_to_know_of_a_model(local: httpx.AsyncClient) -> None
     assert (await local.get(f"{ADMIN}/local/phi3:3.8b")).json() == {
         "id": "local/phi3:3.8b",
         "object": "model",
+        "backend": "llamacpp",
         "state": "loading",
+        "memory_bytes": 4107,
         "pinned": True,
         "preload": True,
         "bytes": {
@@ -169,8 +164,22 @@ async def test_ids_are_those_of_the_list_of_models(residency: ScriptedResidency)
         listed = [model["id"] for model in (await local.get(ADMIN)).json()["data"]]
 
         assert (of_router, listed) == (["local/demo", "local/demo@llamacpp"], ["local/demo@llamacpp"])
-        for name in ("local/demo", "local/demo@llamacpp"):
-            assert (await local.get(f"{ADMIN}/{name}")).json()["id"] == "local/demo@llamacpp"
+        for name, backend in (("local/demo", "ollama"), ("local/demo@llamacpp", "llamacpp")):
+            found = (await local.get(f"{ADMIN}/{name}")).json()
+            assert (found["id"], found["backend"]) == (name, backend)
+
+
+async def test_a_model_whose_file_is_gone_is_listed_while_it_is_in_memory(
+    local: httpx.AsyncClient, residency: ScriptedResidency
+) -> None:
+    residency.models["gone"] = ResidencyStatus("gone", ModelState.WARM, measured={"CPU": 5})
+
+    listed = (await local.get(ADMIN)).json()["data"]
+
+    assert [(each["id"], each["memory_bytes"]) for each in listed] == [
+        ("local/demo", None),
+        ("local/gone@llamacpp", 5),
+    ]
 
 
 async def test_the_official_error_for_a_model_that_nobody_has(local: httpx.AsyncClient) -> None:
@@ -288,6 +297,90 @@ async def test_the_access_log_names_the_model(local: httpx.AsyncClient, caplog: 
     assert line.endswith(" model='local/demo'")
 
 
+# --- models of the daemon ---
+
+OF_DAEMON = ["demo@ollama", "ollama/demo", "of-the-daemon", "local/of-the-daemon", "an-alias"]
+
+
+@pytest.fixture
+def two_backends() -> ModelRouter:
+    """A router for which a name without backend is the daemon's, where both have it."""
+    cards = [replace(card(model, backend=BackendName.OLLAMA), memory_bytes=77) for model in ("demo", "of-the-daemon")]
+    cards.append(card("phi3:3.8b", ModelState.COLD, backend=BackendName.OLLAMA))
+    daemon = ScriptedBackend(name=BackendName.OLLAMA, cards=cards)
+    return ModelRouter([ScriptedBackend(), daemon], {"an-alias": "local/of-the-daemon"})
+
+
+@pytest.mark.parametrize("name", OF_DAEMON)
+async def test_the_daemon_loads_and_unloads_its_models(
+    residency: ScriptedResidency, daemon: ScriptedDaemon, two_backends: ModelRouter, name: str
+) -> None:
+    model = "demo" if "demo" in name else "of-the-daemon"
+    async with client_of(create_api(two_backends, ApiConfig(), residency=residency, daemon=daemon)) as local:
+        shown = await local.get(f"{ADMIN}/{name}")
+        loaded = await local.post(f"{ADMIN}/{name}/load")
+        unloaded = await local.post(f"{ADMIN}/unload", json={"model": name, "force": False})
+
+    for response in (shown, loaded, unloaded):
+        assert response.status_code == 200
+        AdministeredModel.model_validate_json(response.content)
+    assert (shown.json()["id"], shown.json()["backend"]) == (f"local/{model}", "ollama")
+    assert [each.json()["state"] for each in (shown, loaded, unloaded)] == ["warm", "warm", "cold"]
+    assert (loaded.json()["memory_bytes"], unloaded.json()["memory_bytes"]) == (77, None)
+    assert daemon.calls == [("load", model, None), ("unload", model)]
+    assert residency.calls == []
+
+
+async def test_a_model_that_the_daemon_has_just_loaded_is_warm(
+    residency: ScriptedResidency, daemon: ScriptedDaemon, two_backends: ModelRouter
+) -> None:
+    async with client_of(create_api(two_backends, ApiConfig(), residency=residency, daemon=daemon)) as local:
+        loaded = (await local.post(f"{ADMIN}/phi3:3.8b/load")).json()
+
+    assert (loaded["id"], loaded["state"]) == ("local/phi3:3.8b", "warm")
+
+
+async def test_a_load_that_the_daemon_refuses(
+    residency: ScriptedResidency, daemon: ScriptedDaemon, two_backends: ModelRouter
+) -> None:
+    daemon.failure = BackendError("Ollama is not there; start it with `ollama serve`.")
+    async with client_of(create_api(two_backends, ApiConfig(), residency=residency, daemon=daemon)) as local:
+        for action in ("load", "unload"):
+            assert error_of(await local.post(f"{ADMIN}/of-the-daemon/{action}")) == (502, "backend_error", None)
+
+
+async def test_the_daemon_cannot_be_forced(
+    residency: ScriptedResidency, daemon: ScriptedDaemon, two_backends: ModelRouter
+) -> None:
+    async with client_of(create_api(two_backends, ApiConfig(), residency=residency, daemon=daemon)) as local:
+        response = await local.post(f"{ADMIN}/of-the-daemon/unload", json={"force": True})
+
+    assert error_of(response) == (400, "unsupported_parameter", "force")
+    assert daemon.calls == []
+
+
+@pytest.mark.parametrize("name", OF_DAEMON)
+async def test_the_daemon_has_no_pins(
+    residency: ScriptedResidency, daemon: ScriptedDaemon, two_backends: ModelRouter, name: str
+) -> None:
+    async with client_of(create_api(two_backends, ApiConfig(), residency=residency, daemon=daemon)) as local:
+        for action in ("pin", "unpin"):
+            response = await local.post(f"{ADMIN}/{name}/{action}")
+            assert error_of(response) == (400, "invalid_value", "model")
+            assert "keep_alive" in response.json()["error"]["message"]
+    assert (daemon.calls, residency.calls) == ([], [])
+
+
+async def test_without_the_daemons_memory_there_is_no_say_in_it(
+    residency: ScriptedResidency, two_backends: ModelRouter
+) -> None:
+    async with client_of(create_api(two_backends, ApiConfig(), residency=residency)) as local:
+        for action in ("load", "unload"):
+            response = await local.post(f"{ADMIN}/of-the-daemon/{action}")
+            assert error_of(response) == (400, "invalid_value", "model")
+            assert "ollama stop" in response.json()["error"]["message"]
+
+
 # --- what is refused ---
 
 
@@ -351,42 +444,67 @@ async def test_a_bad_flag(local: httpx.AsyncClient, residency: ScriptedResidency
     assert residency.calls == []
 
 
-@pytest.mark.parametrize("name", ["demo@ollama", "ollama/demo", "of-the-daemon", "local/of-the-daemon"])
-async def test_the_daemon_manages_its_own_models(residency: ScriptedResidency, name: str) -> None:
-    daemon = ScriptedBackend(name=BackendName.OLLAMA)
-    daemon.cards = [card(model, backend=BackendName.OLLAMA) for model in ("demo", "of-the-daemon")]
-    router = ModelRouter([daemon, ScriptedBackend()], {})
-    async with client_of(create_api(router, ApiConfig(), residency=residency)) as local:
-        for response in (await local.get(f"{ADMIN}/{name}"), await local.post(f"{ADMIN}/{name}/unload")):
-            assert error_of(response) == (400, "invalid_value", "model")
-            assert "manages its own models" in response.json()["error"]["message"]
-    assert residency.calls == []
-
-
 @pytest.mark.parametrize(
     ("method", "path", "status", "code"),
     [
         ("POST", f"{ADMIN}/demo/explode", 404, "unknown_url"),
         ("POST", f"{ADMIN}/explode", 404, "unknown_url"),
         ("POST", ADMIN, 405, "method_not_supported"),
-        ("DELETE", f"{ADMIN}/demo", 405, "method_not_supported"),
+        ("PUT", f"{ADMIN}/demo", 405, "method_not_supported"),
+        ("HEAD", f"{ADMIN}/demo", 405, None),
         ("POST", f"{ADMIN}//load", 400, "invalid_model_spec"),
         ("GET", f"{ADMIN}/{'x' * 5000}", 400, "invalid_model_spec"),
         ("GET", f"{ADMIN}/%00", 400, "invalid_model_spec"),
         ("GET", f"{ADMIN}/..%2F..%2Fetc", 400, "invalid_model_spec"),
     ],
 )
-async def test_strange_urls(local: httpx.AsyncClient, method: str, path: str, status: int, code: str) -> None:
-    assert error_of(await local.request(method, path))[:2] == (status, code)
+async def test_strange_urls(local: httpx.AsyncClient, method: str, path: str, status: int, code: str | None) -> None:
+    response = await local.request(method, path)
+
+    assert response.status_code == status
+    assert code is None or error_of(response)[1] == code
+
+
+@pytest.mark.parametrize(
+    ("path", "allowed"),
+    [
+        (ADMIN, "GET"),
+        (f"{ADMIN}/local/hf.co/owner/repo:Q4_K_M", "DELETE, GET, POST"),
+        (f"{ADMIN}/pull/cancel", "DELETE, GET, POST"),
+        ("/admin/library/local/demo", "GET"),
+        ("/admin/status", "GET"),
+    ],
+)
+async def test_a_wrong_method_is_told_all_that_are_right(local: httpx.AsyncClient, path: str, allowed: str) -> None:
+    response = await local.put(path)
+
+    assert error_of(response)[:2] == (405, "method_not_supported")
+    assert response.headers["allow"] == allowed
+    assert allowed in response.json()["error"]["message"]
 
 
 # --- who may ---
 
 URLS = [("GET", ADMIN), ("GET", f"{ADMIN}/demo"), *(("POST", f"{ADMIN}/demo/{action}") for action in ACTIONS)]
 URLS += [("POST", f"{ADMIN}/{action}") for action in ACTIONS]
+DISK_URLS = [
+    ("GET", "/admin/status"),
+    ("GET", "/admin/library"),
+    ("GET", "/admin/library/local/demo"),
+    ("POST", f"{ADMIN}/pull"),
+    ("POST", f"{ADMIN}/pull/cancel"),
+    ("DELETE", f"{ADMIN}/local/demo"),
+]
 
 
-@pytest.mark.parametrize(("method", "path"), URLS)
+@pytest.fixture
+def untouched(residency: ScriptedResidency, disk: ScriptedLibrary) -> Iterator[None]:
+    """See that nothing has been done."""
+    yield
+    assert (residency.calls, disk.pulls, disk.deleted) == ([], [], [])
+
+
+@pytest.mark.parametrize(("method", "path"), URLS + DISK_URLS)
 @pytest.mark.parametrize(
     ("address", "url", "headers"),
     [
@@ -397,26 +515,28 @@ URLS += [("POST", f"{ADMIN}/{action}") for action in ACTIONS]
         ("127.0.0.1", "http://localhost", {"origin": "https://evil.example"}),
     ],
 )
+@pytest.mark.usefixtures("untouched")
 async def test_only_from_this_machine(
-    app: FastAPI,
-    residency: ScriptedResidency,
-    method: str,
-    path: str,
-    address: str,
-    url: str,
-    headers: dict[str, str],
+    app: FastAPI, method: str, path: str, address: str, url: str, headers: dict[str, str]
 ) -> None:
     async with client_of(app, address, url) as client:
         response = await client.request(method, path, headers=headers)
 
     assert error_of(response) == (403, "local_only", None)
     assert response.json()["error"]["type"] == "invalid_request_error"
-    assert residency.calls == []
 
 
-@pytest.mark.parametrize(("method", "path"), URLS)
+@pytest.mark.parametrize(("method", "path"), URLS + DISK_URLS)
 async def test_without_a_residency_there_is_no_administration(backend: ScriptedBackend, method: str, path: str) -> None:
     async with client_of(create_api(ModelRouter([backend], {}), ApiConfig())) as local:
+        assert error_of(await local.request(method, path)) == (404, "unknown_url", None)
+
+
+@pytest.mark.parametrize(("method", "path"), DISK_URLS)
+async def test_without_a_library_there_are_no_models_on_disk(
+    backend: ScriptedBackend, residency: ScriptedResidency, method: str, path: str
+) -> None:
+    async with client_of(create_api(ModelRouter([backend], {}), ApiConfig(), residency=residency)) as local:
         assert error_of(await local.request(method, path)) == (404, "unknown_url", None)
 
 
@@ -440,14 +560,57 @@ async def test_who_may_as_the_server_sees_it(served: Served, host: str, headers:
     assert reply.status == status
 
 
-async def test_the_actions_are_described(client: httpx.AsyncClient) -> None:
+async def test_everything_is_described(client: httpx.AsyncClient) -> None:
+    document = (await client.get("/openapi.json")).json()
+    schemas = document["components"]["schemas"]
+    described = {}
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            if path.startswith("/admin"):
+                body = operation.get("requestBody")
+                described[method, path] = (
+                    body and (name_of(body["content"]["application/json"]["schema"]), body["required"]),
+                    name_of(operation["responses"]["200"]["content"]["application/json"]["schema"]),
+                )
+
+    assert described == {
+        ("get", "/admin/status"): (None, "ServerStatus"),
+        ("get", "/admin/library"): (None, "LibraryEntries"),
+        ("get", "/admin/library/{spec}"): (None, "LibraryDetails"),
+        ("get", ADMIN): (None, "AdministeredModels"),
+        ("get", f"{ADMIN}/{{spec}}"): (None, "AdministeredModel"),
+        ("delete", f"{ADMIN}/{{spec}}"): (None, "DeletedModel"),
+        ("post", f"{ADMIN}/pull"): (("PullBody", True), "PullSuccessEvent"),
+        ("post", f"{ADMIN}/pull/cancel"): (("PullName", True), "CancelledPulls"),
+        ("post", f"{ADMIN}/{{action}}"): (("ModelActionBody", True), "AdministeredModel"),
+        ("post", f"{ADMIN}/{{spec}}/{{action}}"): (("ModelActionOptions", False), "AdministeredModel"),
+    }
+    stream = document["paths"][f"{ADMIN}/pull"]["post"]["responses"]["200"]["content"]["text/event-stream"]
+    assert {name_of(each) for each in stream["schema"]["oneOf"]} == {
+        "PullProgressEvent",
+        "PullNoticeEvent",
+        "PullSuccessEvent",
+        "ErrorEnvelope",
+    }
+    named = set(re.findall(r'"#/components/schemas/(\w+)"', json.dumps(document)))
+    assert named <= schemas.keys()
+
+
+async def test_every_endpoint_is_documented(client: httpx.AsyncClient) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "administration.md").read_text(encoding="utf-8")
     paths = (await client.get("/openapi.json")).json()["paths"]
 
-    bodies = {}
-    for path in (f"{ADMIN}/{{action}}", f"{ADMIN}/{{spec}}/{{action}}"):
-        operation = paths[path]["post"]
-        (action,) = [each for each in operation["parameters"] if each["name"] == "action"]
-        assert action["schema"]["enum"] == ACTIONS
-        body = operation["requestBody"]
-        bodies[body["content"]["application/json"]["schema"]["$ref"].rsplit("/")[-1]] = body["required"]
-    assert bodies == {"ModelActionBody": True, "ModelActionOptions": False}
+    endpoints = [f"`{method.upper()} {path}" for path, each in paths.items() for method in each if "/admin" in path]
+    assert [endpoint for endpoint in endpoints if endpoint not in text] == []
+
+
+def name_of(schema: dict[str, str]) -> str:
+    return schema["$ref"].rsplit("/")[-1]
+
+
+@pytest.mark.parametrize("path", [f"{ADMIN}/{{action}}", f"{ADMIN}/{{spec}}/{{action}}"])
+async def test_the_actions_are_named(client: httpx.AsyncClient, path: str) -> None:
+    operation = (await client.get("/openapi.json")).json()["paths"][path]["post"]
+
+    (action,) = [each for each in operation["parameters"] if each["name"] == "action"]
+    assert action["schema"]["enum"] == ACTIONS

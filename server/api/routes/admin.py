@@ -2,106 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from enum import StrEnum
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Path, Request
+from fastapi import APIRouter, Path, Request
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from server.api import local_only
+from server.api.administration import Action, Administered, Administration, refuse_unknown_query
 from server.api.answer import run_while_connected
 from server.api.convert import parse_body
 from server.api.middleware import note_access
 from server.api.residency import device_entry, model_entry
 from server.api.responses import JsonResponse
 from server.api.schemas import ModelActionBody, ModelActionOptions
-from server.api.services import services_of
-from server.core.errors import InvalidRequest, LocalOnly, UnsupportedParameter
-from server.core.model_spec import BackendName
-from server.core.ports import Residency, ResidencyStatus
-from server.router import ModelRouter
+from server.core.errors import InvalidRequest, UnsupportedParameter
 
 routes = APIRouter(prefix="/admin/models", tags=["Administration"])
 
 _NO_OPTIONS = b"{}"
 _FLAGS = {"true": True, "1": True, "false": False, "0": False}
 
-
-class Action(StrEnum):
-    """What can be done with a model."""
-
-    LOAD = "load"
-    UNLOAD = "unload"
-    PIN = "pin"
-    UNPIN = "unpin"
-
-
-@dataclass(frozen=True, slots=True)
-class Administration:
-    """What the endpoints work with, once a request may use them."""
-
-    residency: Residency
-    router: ModelRouter
-
-    async def status(self, text: str) -> ResidencyStatus:
-        """Return the status of the model that a spec or alias selects.
-
-        Raises:
-            InvalidRequest: the text is no spec, or the model is not one of this process.
-            ModelNotFound: no backend has the model.
-
-        """
-        spec = self.router.spec(text)
-        if spec.backend is not BackendName.OLLAMA:
-            status = self.residency.status(spec.model)
-            if status is not None:
-                return status
-            await self.router.route(text)  # says what there is to say of a model that nobody has
-        raise InvalidRequest(
-            f"The model {text!r} is one of the Ollama daemon's, which manages its own models (see `ollama ps`); only "
-            "models that run in this process can be administered here.",
-            param="model",
-        )
-
-    async def entry(self, text: str) -> dict[str, object]:
-        """Describe the model that a spec or alias selects."""
-        status = await self.status(text)
-        own = replace(self.router.spec(text), backend=BackendName.LLAMACPP)
-        return model_entry((await self.router.model(str(own))).id, status)
-
-    async def entries(self) -> list[dict[str, object]]:
-        """Describe all models of this process."""
-        listed = await self.router.models()
-        ids = {each.card.model: each.id for each in listed if each.card.backend is BackendName.LLAMACPP}
-        statuses = self.residency.statuses()
-        return [model_entry(ids.get(each.model, f"local/{each.model}@llamacpp"), each) for each in statuses]
-
-    async def act(self, action: Action, model: str, *, force: bool) -> None:
-        """Do something with a model, and wait until it is done."""
-        if action is Action.LOAD:
-            await self.residency.load(model)
-        elif action is Action.UNLOAD:
-            await self.residency.unload(model, force=force)
-        else:
-            self.residency.pin(model, pinned=action is Action.PIN)
-
-
-async def _administration(request: Request) -> Administration:
-    services = services_of(request)
-    if services.residency is None:
-        raise HTTPException(404)
-    client = None if request.client is None else request.client.host
-    if (reason := local_only.refusal(client, request.headers.items())) is not None:
-        raise LocalOnly(
-            f"Only requests from the machine that the server runs on may administer it, and {reason}. Send it from "
-            "there, to localhost."
-        )
-    return Administration(services.residency, services.router)
-
-
-Administered = Annotated[Administration, Depends(_administration)]
 ActionName = Annotated[str, Path(json_schema_extra={"enum": [*Action]})]
 
 
@@ -115,7 +35,7 @@ async def list_models(administration: Administered) -> Response:
 @routes.get("/{spec:path}", response_class=Response)
 async def retrieve_model(administration: Administered, spec: str) -> Response:
     """Describe one model; any spec or alias that selects it will do."""
-    return JsonResponse(await administration.entry(spec))
+    return JsonResponse(model_entry(*await administration.find(spec)))
 
 
 @routes.post("/{action}", response_class=Response)
@@ -141,11 +61,9 @@ async def _answer(
     force = _force(request, options)
     if force is not None and action is not Action.UNLOAD:
         raise UnsupportedParameter("Unknown parameter: 'force'. Only unload can be forced.", param="force")
-    status = await administration.status(text)
     # a client that goes away stops waiting; a load or unload that has begun goes on
-    work = administration.act(action, status.model, force=bool(force))
-    await run_while_connected(request.receive, work)
-    return JsonResponse(await administration.entry(text))
+    work = administration.act(action, text, force=bool(force))
+    return JsonResponse(await run_while_connected(request.receive, work))
 
 
 def _action(name: str) -> Action:
@@ -156,8 +74,7 @@ def _action(name: str) -> Action:
 
 
 def _force(request: Request, options: ModelActionOptions) -> bool | None:
-    if unknown := sorted(request.query_params.keys() - {"force"}):
-        raise UnsupportedParameter(f"Unknown parameter: {unknown[0][:64]!r}.", param=unknown[0][:64])
+    refuse_unknown_query(request, "force")
     given = [options.force] if "force" in options.model_fields_set else []
     for text in request.query_params.getlist("force"):
         if text not in _FLAGS:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from http import HTTPStatus
-from typing import Literal
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from server.api.residency import readiness
 from server.api.responses import JsonResponse
 from server.api.services import services_of
-from server.core.ports import ModelState, PreloadedModel
 
 routes = APIRouter(tags=["Health"])
 
@@ -27,7 +25,7 @@ async def live() -> Response:
 async def ready(request: Request) -> Response:
     """Answer 200 when all preloaded models have been loaded, else 503 with their states."""
     models = services_of(request).router.preloaded()
-    status = _overall(models.values())
+    status = readiness(models.values())
     states = {name: model.card.state.value for name, model in models.items()}
     code = HTTPStatus.OK if status == "ready" else HTTPStatus.SERVICE_UNAVAILABLE
     return JsonResponse({"status": status, "models": states}, code)
@@ -37,10 +35,3 @@ async def ready(request: Request) -> Response:
 async def signpost() -> Response:
     """Say where things are."""
     return JsonResponse({"name": "llmspell", "models": "/v1/models", "documentation": "/docs"})
-
-
-def _overall(models: Iterable[PreloadedModel]) -> Literal["ready", "loading", "failed"]:
-    present = tuple(models)
-    if any(model.card.state is ModelState.FAILED for model in present):
-        return "failed"
-    return "ready" if all(model.is_ready for model in present) else "loading"
