@@ -76,6 +76,7 @@ class AdministeredModel(Shown):
     object: Literal["model"]
     backend: Backend
     state: State
+    size_bytes: int
     memory_bytes: int | None
     pinned: bool
     preload: bool

@@ -36,6 +36,7 @@ def model_entry(listed: ListedModel, status: ResidencyStatus) -> dict[str, objec
         "object": "model",
         "backend": listed.card.backend.value,
         "state": status.state.value,
+        "size_bytes": listed.card.size_bytes,
         "memory_bytes": _memory_bytes(listed, status),
         "pinned": status.is_pinned,
         "preload": status.is_preloaded,

@@ -52,6 +52,7 @@ COLD = {
     "object": "model",
     "backend": "llamacpp",
     "state": "warm",
+    "size_bytes": 1234,
     "memory_bytes": None,
     "pinned": False,
     "preload": False,
@@ -105,6 +106,7 @@ async def test_all_there_is_to_know_of_a_model(local: httpx.AsyncClient) -> None
         "object": "model",
         "backend": "llamacpp",
         "state": "loading",
+        "size_bytes": 1234,
         "memory_bytes": 4107,
         "pinned": True,
         "preload": True,
@@ -592,6 +594,12 @@ async def test_everything_is_described(client: httpx.AsyncClient) -> None:
         "PullSuccessEvent",
         "ErrorEnvelope",
     }
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            assert operation["responses"].keys() == {"200", "default"}
+            assert (
+                name_of(operation["responses"]["default"]["content"]["application/json"]["schema"]) == "ErrorEnvelope"
+            )
     named = set(re.findall(r'"#/components/schemas/(\w+)"', json.dumps(document)))
     assert named <= schemas.keys()
 
