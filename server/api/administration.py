@@ -108,7 +108,7 @@ class Administration:
 
 
 @dataclass(frozen=True, slots=True)
-class Shelf:
+class Disk:
     """The models on disk, with what is in memory of them."""
 
     library: ModelLibrary
@@ -151,20 +151,21 @@ class Shelf:
         return here if here is not None and here.source == _OF_OLLAMA else None
 
     async def _clear_memory(self, model: InstalledModel) -> None:
+        """See that neither the model nor a copy of it is in memory."""
         residency = self.administration.residency
-        names = (model.model, *model.other_names)
-        status = next((found for name in names if (found := residency.status(name)) is not None), None)
-        if status is None:
-            return
-        _refuse_in_use(status)
-        if status.state is ModelState.COLD:
-            return
-        await residency.unload(status.model, force=False)
+        found = [residency.status(name) for name in (model.model, *model.other_names)]
+        present = {status.model: status for status in found if status is not None}
+        for status in present.values():
+            _refuse_in_use(status)
+        for status in present.values():
+            if status.state is not ModelState.COLD:
+                await residency.unload(status.model, force=False)
         # a request that came meanwhile has had it loaded again: it is served, and nothing is deleted
-        if (now := residency.status(status.model)) is not None:
-            _refuse_in_use(now)
-            if now.state is ModelState.WARM:
-                raise _in_use(now, "somebody has just had it loaded again")
+        for name in present:
+            if (now := residency.status(name)) is not None:
+                _refuse_in_use(now)
+                if now.state is ModelState.WARM:
+                    raise _in_use(now, "somebody has just had it loaded again")
 
 
 def _refuse_in_use(status: ResidencyStatus) -> None:
@@ -198,14 +199,14 @@ async def _administration(request: Request) -> Administration:
 Administered = Annotated[Administration, Depends(_administration)]
 
 
-async def _shelf(request: Request, administration: Administered) -> Shelf:
+async def _disk(request: Request, administration: Administered) -> Disk:
     library = services_of(request).library
     if library is None:
         raise HTTPException(404)
-    return Shelf(library, administration)
+    return Disk(library, administration)
 
 
-Shelved = Annotated[Shelf, Depends(_shelf)]
+Stored = Annotated[Disk, Depends(_disk)]
 
 
 def refuse_unknown_query(request: Request, *known: str) -> None:

@@ -14,6 +14,7 @@ from server.core.ports import DeviceMemory, FirstTokenRecord, ModelCard, ModelSt
 from server.router import ListedModel
 
 _IN_MEMORY = frozenset({ModelState.LOADING, ModelState.WARM, ModelState.DRAINING})
+_BY_IMPORTANCE = (ModelState.WARM, ModelState.LOADING, ModelState.DRAINING, ModelState.FAILED)
 
 _LATEST = datetime.max.replace(tzinfo=UTC).timestamp()
 
@@ -123,8 +124,9 @@ def _unlisted(status: ResidencyStatus) -> ListedModel:
 def _state(model: InstalledModel, states: Mapping[str, ModelState]) -> ModelState | None:
     if model.backend is not BackendName.LLAMACPP:
         return model.state
-    names = (name.lower() for name in (model.model, *model.other_names))
-    return next((states[name] for name in names if name in states), ModelState.COLD)
+    # copies have states of their own
+    found = {states[name.lower()] for name in (model.model, *model.other_names) if name.lower() in states}
+    return next((state for state in _BY_IMPORTANCE if state in found), ModelState.COLD)
 
 
 def _memory_bytes(listed: ListedModel, status: ResidencyStatus) -> int | None:

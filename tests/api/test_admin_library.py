@@ -86,6 +86,29 @@ async def test_the_state_of_a_model_that_goes_by_several_names(
     assert (await local.get(LIBRARY)).json()["data"][0]["state"] == "draining"
 
 
+@pytest.mark.parametrize(
+    ("states", "shown"),
+    [
+        ([ModelState.COLD, ModelState.WARM], "warm"),
+        ([ModelState.DRAINING, ModelState.LOADING], "loading"),
+        ([ModelState.COLD, ModelState.FAILED], "failed"),
+    ],
+)
+async def test_the_state_of_a_model_with_copies_is_that_of_the_most_present(
+    local: httpx.AsyncClient,
+    disk: ScriptedLibrary,
+    residency: ScriptedResidency,
+    states: list[ModelState],
+    shown: str,
+) -> None:
+    disk.present = [replace(installed("demo"), other_names=("copy",))]
+    residency.models = {
+        name: ResidencyStatus(name, state) for name, state in zip(("demo", "copy"), states, strict=True)
+    }
+
+    assert (await local.get(LIBRARY)).json()["data"][0]["state"] == shown
+
+
 async def test_what_is_not_known_to_the_pool_is_cold(local: httpx.AsyncClient, residency: ScriptedResidency) -> None:
     residency.models = {}
 
@@ -194,6 +217,19 @@ async def test_a_model_that_is_in_memory_by_another_name(
 
     assert (await local.delete(f"{MODELS}/first")).status_code == 200
     assert residency.calls == [("unload", "demo", False)]
+
+
+async def test_a_model_of_which_a_copy_is_in_use_is_not_deleted(
+    local: httpx.AsyncClient, disk: ScriptedLibrary, residency: ScriptedResidency
+) -> None:
+    disk.present = [replace(installed("demo"), other_names=("copy",))]
+    residency.models["copy"] = ResidencyStatus("copy", ModelState.WARM, num_leases=1)
+    assert error_of(await local.delete(f"{MODELS}/demo")) == (409, "model_in_use", "model")
+    assert residency.calls == []
+    residency.models["copy"] = ResidencyStatus("copy", ModelState.WARM)
+
+    assert (await local.delete(f"{MODELS}/demo")).status_code == 200
+    assert residency.calls == [("unload", "demo", False), ("unload", "copy", False)]
 
 
 async def test_a_cold_model_is_deleted(

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from server import __version__
-from server.api.administration import Administered, Shelved, refuse_unknown_query
+from server.api.administration import Administered, Stored, refuse_unknown_query
 from server.api.residency import daemon_models, device_entry, is_in_memory, loaded_entry, own_models, readiness, utc
 from server.api.responses import JsonResponse
 from server.api.services import services_of
@@ -18,11 +18,11 @@ routes = APIRouter(prefix="/admin", tags=["Administration"])
 
 
 @routes.get("/status", response_class=Response)
-async def show_status(request: Request, administration: Administered, shelf: Shelved) -> Response:
+async def show_status(request: Request, administration: Administered, disk: Stored) -> Response:
     """Tell which backends are there, what is in memory, and what is being pulled; loads and starts nothing."""
     refuse_unknown_query(request)
     router, residency = administration.router, administration.residency
-    backends, listed = await asyncio.gather(shelf.library.health(), router.models())
+    backends, listed = await asyncio.gather(disk.library.health(), router.models())
     models = (*own_models(listed, residency.statuses()), *daemon_models(listed))
     return JsonResponse(
         {
@@ -33,6 +33,6 @@ async def show_status(request: Request, administration: Administered, shelf: She
             "backends": [health_json(each) for each in backends],
             "devices": [device_entry(each) for each in residency.devices()],
             "models": [loaded_entry(each, status) for each, status in models if is_in_memory(status)],
-            "pulls": [active_pull_json(each) for each in shelf.library.active()],
+            "pulls": [active_pull_json(each) for each in disk.library.active()],
         }
     )
