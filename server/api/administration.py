@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from server.api import local_only
 from server.api.residency import model_entry, own_models, with_states
 from server.api.services import services_of
-from server.core.errors import InvalidRequest, LocalOnly, ModelInUse, UnsupportedParameter
+from server.core.errors import InvalidRequest, LocalOnly, ModelInUse, ModelNotFound, UnsupportedParameter
 from server.core.library import Deleted, InstalledModel, Loadable, ModelDetails
 from server.core.model_spec import BackendName, ModelSpec
 from server.core.ports import ModelState, Residency, ResidencyStatus
@@ -138,7 +138,10 @@ class Disk:
 
         """
         spec = self.administration.router.spec(text)
-        chosen = await self.library.to_delete(spec)
+        try:
+            chosen = await self.library.to_delete(spec)
+        except ModelNotFound:
+            return await self.library.delete(spec)  # what an unfinished download has left, perhaps
         if (here := await self._runs_here(chosen, spec)) is not None:
             await self._clear_memory(here)
         return await self.library.delete(replace(spec, backend=chosen.backend))

@@ -60,6 +60,8 @@ class ScriptedLibrary:
     """Why the backend is not up."""
     pulls: list[tuple[str, str | None]] = field(default_factory=list)
     deleted: list[str] = field(default_factory=list)
+    unfinished: list[str] = field(default_factory=list)
+    """Models of which a part has been downloaded."""
     on_delete: Callable[[], object] = lambda: None
     held: int = 0
 
@@ -99,6 +101,9 @@ class ScriptedLibrary:
             await self._hold(-1)
 
     async def delete(self, name: str) -> Deleted:
+        if name in self.unfinished:
+            self.unfinished.remove(name)
+            return Deleted(name, self.backend, (), 500)
         model = await self._require(name)
         self.on_delete()
         if self.failure is not None:

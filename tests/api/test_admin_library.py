@@ -258,6 +258,13 @@ async def test_a_repository_is_deleted(local: httpx.AsyncClient, disk: ScriptedL
     assert disk.deleted == [REPOSITORY]
 
 
+async def test_what_an_unfinished_download_left_is_deleted(local: httpx.AsyncClient, disk: ScriptedLibrary) -> None:
+    disk.unfinished = [REPOSITORY]
+
+    assert (await local.delete(f"{MODELS}/{REPOSITORY}@llamacpp")).json()["freed_bytes"] == 500
+    assert error_of(await local.delete(f"{MODELS}/{REPOSITORY}@llamacpp"))[:2] == (404, "model_not_found")
+
+
 @pytest.mark.parametrize(
     "changes",
     [
