@@ -12,7 +12,7 @@ DONE = "[DONE]"
 """The data of the last event of a stream that went well."""
 
 _MAX_PENDING_BYTES = 8 * 2**20
-_LINE_END = re.compile(rb"\r\n|\n|\r(?!\Z)")  # a carriage return at the very end may be half of a line end
+_LINE_END = re.compile(rb"\r\n|\n|\r(?!\Z)")  # a carriage return at the end may be half of a line end
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,8 +34,7 @@ def patience(silence: float | None) -> httpx.Timeout:
     """Return how long to wait: a moment for the connection, so many seconds for anything to come."""
     import httpx  # noqa: PLC0415 - slow
 
-    connect = _CONNECT_TIMEOUT if silence is None else min(_CONNECT_TIMEOUT, silence)
-    return httpx.Timeout(silence, connect=connect)
+    return httpx.Timeout(silence, connect=_CONNECT_TIMEOUT)
 
 
 @contextmanager
