@@ -267,44 +267,48 @@ def test_no_such_host(ask: Ask) -> None:
         ask("http://nothing.invalid:8000", "status")
 
 
-def silent(released: threading.Event, *pieces: bytes) -> Reply:
-    def reply(connection: socket.socket) -> None:
-        for piece in pieces:
+class Silence:
+    """Says something and then nothing, until it is over."""
+
+    def __init__(self, *pieces: bytes) -> None:
+        self.over = threading.Event()
+        self._pieces = pieces
+
+    def __call__(self, connection: socket.socket) -> None:
+        for piece in self._pieces:
             connection.sendall(piece)
-        assert released.wait(PATIENCE)
-
-    return reply
+        assert self.over.wait(PATIENCE)
 
 
-def test_silence(pull: Pull) -> None:
-    released = threading.Event()
-    begun = stream_head() + b": here\n\n"
-    with Answering(silent(released), silent(released, begun)) as server:
+@pytest.mark.parametrize("begun", [(), (stream_head() + b": here\n\n",)], ids=["at once", "in the stream"])
+def test_silence(pull: Pull, begun: tuple[bytes, ...]) -> None:
+    silence = Silence(*begun)
+    with Answering(silence) as server:
         try:
-            for _ in range(2):
-                with pytest.raises(errors.TimedOut, match="timeout"):
-                    pull(server.url, "phi3", timeout=0.05)
+            with pytest.raises(errors.TimedOut, match="timeout"):
+                pull(server.url, "phi3", timeout=0.05)
         finally:
-            released.set()
+            silence.over.set()
+
+
+def test_a_load_that_is_waited_for_no_longer() -> None:
+    silence = Silence()
+    with Answering(silence) as server, LocalLLM(server.url) as llm:
+        try:
+            with pytest.raises(errors.TimedOut):
+                llm.load("phi3", timeout=0.05)
+        finally:
+            silence.over.set()
 
 
 def test_a_load_is_waited_for_whatever_the_timeout() -> None:
     """The timeout of the client is for those who are silent though they have nothing to wait for."""
-    released = threading.Event()
-    with Answering(silent(released), silent(released)) as server, LocalLLM(server.url, timeout=0.05) as llm:
-        try:
-            with pytest.raises(errors.TimedOut):
-                llm.status()
-            with pytest.raises(errors.TimedOut):
-                llm.load("phi3", timeout=0.05)
-        finally:
-            released.set()
+    silence = Silence()
 
     def slow(connection: socket.socket) -> None:
-        assert not later.wait(0.3), "it was given up"  # the silence that is tested
+        assert not silence.over.wait(0.3), "it was given up"  # the silence that is tested
         whole(WARM)(connection)
 
-    later = threading.Event()
     with Answering(slow) as server, LocalLLM(server.url, timeout=0.05) as llm:
         assert llm.load("phi3").state is ModelState.WARM
 
