@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from server import __version__
-from server.cli import bench, serve
+from server.cli import bench, chat, serve
 from server.core.errors import LlmspellError
 
 app = typer.Typer(
@@ -21,6 +21,7 @@ app = typer.Typer(
 )
 app.command("serve")(serve.serve)
 app.command("bench")(bench.bench)
+app.command("chat", epilog=chat.EPILOG)(chat.chat)
 
 
 def _print_version(wanted: bool) -> None:  # noqa: FBT001 - the signature is typer's

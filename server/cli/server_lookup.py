@@ -51,11 +51,21 @@ def server_address(given: str | None, host: str, port: int, environ: Mapping[str
         ConfigurationError: it is not the URL of a server.
 
     """
+    return named_server(given, environ) or ServerAddress(url_of(host, port), None)
+
+
+def named_server(given: str | None, environ: Mapping[str, str] = os.environ) -> ServerAddress | None:
+    """Return the address of ``--server``, else of ``LLMSPELL_SERVER``; ``None`` if neither names one.
+
+    Raises:
+        ConfigurationError: it is not the URL of a server.
+
+    """
     if given is not None:
         return ServerAddress(server_url(given), "--server")
     if environ.get(SERVER_VARIABLE, "").strip():
         return ServerAddress(server_url(None, environ), SERVER_VARIABLE)
-    return ServerAddress(url_of(host, port), None)
+    return None
 
 
 def find_server(address: ServerAddress, tell: Callable[[str], None]) -> FoundServer | None:

@@ -1,0 +1,237 @@
+"""``llmspell chat``: talk to a model in the terminal, or ask it one question from a script."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack, aclosing, suppress
+from dataclasses import dataclass, replace
+from io import TextIOWrapper
+from pathlib import Path
+from typing import Annotated, Any, Self, TextIO
+
+import typer
+
+from server.cli.chat_screen import Screen
+from server.cli.chat_session import Conversation, Reply, Session
+from server.cli.chat_source import ChatMessage, ChatOptions, ChatSource
+from server.cli.serve import DEMO_MODEL, demo_model_path, models_from_arguments
+from server.cli.server_lookup import listens, named_server
+from server.client.address import url_of
+from server.core.errors import InvalidRequest, LlmspellError
+
+_INTERRUPTED = 128 + signal.SIGINT
+_MAX_TEMPERATURE = 2.0
+
+EPILOG = """Examples:
+
+llmspell chat local/llama3.1:8b
+
+llmspell chat --demo
+
+llmspell chat path/to/model.gguf --system "Answer in one sentence."
+
+git diff | llmspell chat llama3.1:8b --system "Write a commit message." > message.txt
+
+Exit codes: 0 an answer, 1 none, 2 wrong usage, 130 Ctrl-C."""
+
+
+def chat(  # noqa: PLR0913 - the command's options
+    spec: Annotated[
+        str | None,
+        typer.Argument(metavar="SPEC|FILE.gguf", help="The model to talk to.", show_default=False),
+    ] = None,
+    *,
+    server: Annotated[
+        str | None,
+        typer.Option(
+            "--server",
+            metavar="URL",
+            help="Talk to the models of this server.",
+            show_default="LLMSPELL_SERVER, else a server of this configuration if one runs, else none is needed",
+        ),
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", metavar="FILE", help="Read this configuration file.", show_default=False)
+    ] = None,
+    demo: Annotated[bool, typer.Option("--demo", help="Talk to the small bundled model.")] = False,
+    system: Annotated[str | None, typer.Option(metavar="TEXT", help="Tell the model this first.")] = None,
+    temperature: Annotated[
+        float | None,
+        typer.Option(help="0 takes the likeliest words, more takes others, too.", min=0, max=_MAX_TEMPERATURE),
+    ] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Length of an answer at most.", min=1)] = None,
+    timings: Annotated[bool, typer.Option("--timings", help="Say after each answer how long it took.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Write each answer as one line of JSON.")] = False,
+) -> None:
+    """Talk to a model in the terminal; from a pipe, ask one question and write the answer to standard output.
+
+    A running server answers, else the model is loaded here, as `llmspell serve` does it. What a model thinks before it
+    answers is shown to people, dimmed, and not to programs.
+    """
+    if spec is None and not demo:
+        raise typer.BadParameter("name one, such as local/llama3.1:8b; --demo is the bundled one.", param_hint="'SPEC'")
+    options = ChatOptions(temperature, max_tokens)
+    screen = Screen(_forgiving(sys.stdout), _forgiving(sys.stderr), as_json=as_json)
+    # what is running is given up in the same way, whoever asks for it
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        question = None if sys.stdin.isatty() else _piped_question()
+        with _Chat(_Wanted(spec or DEMO_MODEL, server, config, demo=demo), options, screen) as talk:
+            if question is None:
+                is_orderly = talk.converse(system, timings=timings)
+            else:
+                is_orderly = talk.answer_once(system, question, timings=timings)
+    except KeyboardInterrupt:
+        is_orderly = False
+    if not is_orderly:
+        raise typer.Exit(_INTERRUPTED)
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """Which model, and where it is to run."""
+
+    spec: str
+    server: str | None
+    config: Path | None
+    demo: bool
+
+    async def source(self, tell: Callable[[str], None]) -> ChatSource:
+        """Find who answers.
+
+        Raises:
+            ConfigurationError: what was said cannot be used.
+
+        """
+        models, spec = _files(self.spec, demo=self.demo)
+        if models and self.server is not None:
+            raise typer.BadParameter("a server has models of its own; name one of them.", param_hint="'--server'")
+        if models:
+            return _in_process(self.config, models, spec)
+        return await self._on_server(spec, tell) or _in_process(self.config, {}, spec)
+
+    async def _on_server(self, spec: str, tell: Callable[[str], None]) -> ChatSource | None:
+        from server.cli.chat_server import ServerChat  # noqa: PLC0415 - slow imports, not for --help
+
+        address = named_server(self.server)
+        if address is not None:
+            return ServerChat(address.url, spec)
+        from server.config import load_settings  # noqa: PLC0415
+
+        settings = load_settings(None, self.config).settings.server
+        url = url_of(settings.host, settings.port)
+        if not listens(url):
+            return None
+        found = ServerChat(url, spec)
+        if await found.is_server():
+            return found
+        await found.aclose()
+        tell(f"What listens at {url} is no llmspell server; going on without one.")
+        return None
+
+
+def _files(spec: str, *, demo: bool) -> tuple[dict[str, dict[str, Any]], str]:
+    """Return the ``models`` table that files make, and the spec to ask."""
+    is_file = spec.lower().endswith(".gguf") or Path(spec).is_file()
+    models = models_from_arguments([*([spec] if is_file else []), *([str(demo_model_path())] if demo else [])])
+    return models, next(iter(models)) if is_file else spec
+
+
+def _in_process(config: Path | None, models: dict[str, dict[str, Any]], spec: str) -> ChatSource:
+    from server.api.middleware import request_id_var  # noqa: PLC0415 - slow imports, not for --help
+    from server.cli.chat_process import ProcessChat  # noqa: PLC0415
+    from server.cli.logging_setup import set_up_logging  # noqa: PLC0415
+    from server.config import load_settings  # noqa: PLC0415
+
+    # nothing is to be in memory but what somebody talks to
+    overrides: dict[str, dict[str, Any]] = {"ollama": {"preload": ""}}
+    settings = load_settings({**overrides, "models": models} if models else overrides, config).settings
+    set_up_logging(replace(settings.logging, level="error"), request_id_var)
+    return ProcessChat(settings, spec)
+
+
+class _Chat:
+    """Answers on an event loop of its own, which rests between answers; a context manager."""
+
+    def __init__(self, wanted: _Wanted, options: ChatOptions, screen: Screen) -> None:
+        self._wanted = wanted
+        self._options = options
+        self._screen = screen
+
+    def __enter__(self) -> Self:
+        from uvicorn.loops.auto import auto_loop_factory  # noqa: PLC0415 - slow imports, not for --help
+
+        with ExitStack() as stack:
+            self._runner = stack.enter_context(asyncio.Runner(loop_factory=auto_loop_factory()))
+            self._source = self._runner.run(self._wanted.source(self._screen.tell))
+            stack.callback(lambda: self._runner.run(self._source.aclose()))
+            self._open = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
+
+    def converse(self, system: str | None, *, timings: bool) -> bool:
+        """Answer what is typed; return whether that ended in an orderly way, and not by Ctrl-C."""
+        model = self._runner.run(self._source.check())
+        self._screen.tell(f"{model}, {self._source.place}. /help lists commands, Ctrl-D leaves.")
+        conversation = Conversation(model, system)
+        return Session(conversation, self._reply, self._screen, _line_reader(), timings=timings).run()
+
+    def answer_once(self, system: str | None, question: str, *, timings: bool) -> bool:
+        """Answer one question; return whether it was answered, and not stopped by Ctrl-C."""
+        conversation = Conversation(self._wanted.spec, system, [ChatMessage("user", question)])
+        reply = self._reply(conversation)
+        self._screen.note_ending(timings=timings)
+        return not reply.was_stopped
+
+    def _reply(self, conversation: Conversation) -> Reply:
+        self._screen.begin()
+        try:
+            self._runner.run(self._show(conversation))
+        except KeyboardInterrupt:
+            return Reply(self._screen.end(conversation.model), was_stopped=True)
+        except LlmspellError:
+            self._screen.drop()
+            raise
+        return Reply(self._screen.end(conversation.model))
+
+    async def _show(self, conversation: Conversation) -> None:
+        async with aclosing(self._source.answer(conversation.all_messages, self._options)) as pieces:
+            async for piece in pieces:
+                self._screen.show(piece)
+
+
+def _line_reader() -> Callable[[str], str]:
+    """Return what reads a line from the terminal: with a history and keys to edit it, where Python has that."""
+    with suppress(ImportError):
+        import readline  # noqa: F401, PLC0415 - its import is what it does
+    if sys.stdout.isatty():
+        return input
+
+    def read(prompt: str) -> str:
+        sys.stderr.write(prompt)
+        sys.stderr.flush()
+        return input()
+
+    return read
+
+
+def _piped_question() -> str:
+    try:
+        question = sys.stdin.buffer.read().decode().strip()
+    except UnicodeDecodeError as error:
+        raise InvalidRequest("Standard input is not UTF-8 text.") from error
+    if not question:
+        raise typer.BadParameter("there is no question on standard input.", param_hint="standard input")
+    return question
+
+
+def _forgiving(stream: TextIO) -> TextIO:
+    """Let a stream write what its encoding lacks as a question mark, rather than fail within an answer."""
+    if isinstance(stream, TextIOWrapper):
+        stream.reconfigure(errors="replace")
+    return stream
