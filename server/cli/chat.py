@@ -183,7 +183,7 @@ class _Chat:
 
     def answer_once(self, system: str | None, question: str, *, timings: bool) -> bool:
         """Answer one question; return whether it was answered, and not stopped by Ctrl-C."""
-        conversation = Conversation(self._wanted.spec, system, [ChatMessage("user", question)])
+        conversation = Conversation(self._source.spec, system, [ChatMessage("user", question)])
         reply = self._reply(conversation)
         self._screen.note_ending(timings=timings)
         return not reply.was_stopped

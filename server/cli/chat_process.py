@@ -31,7 +31,7 @@ class ProcessChat:
 
         """
         self._application = create_application(settings)
-        self._spec = spec
+        self.spec = spec
         self._life = AsyncExitStack()
         self._lives = False
 
@@ -48,7 +48,7 @@ class ProcessChat:
 
         """
         await self._route()
-        return (await self._application.router.model(self._spec)).id
+        return (await self._application.router.model(self.spec)).id
 
     async def answer(self, messages: Sequence[ChatMessage], options: ChatOptions) -> AsyncGenerator[Piece]:
         """Answer a conversation.
@@ -80,7 +80,7 @@ class ProcessChat:
             api = self._application.api
             await self._life.enter_async_context(api.router.lifespan_context(api))
             self._lives = True
-        return await self._application.router.route(self._spec)
+        return await self._application.router.route(self.spec)
 
 
 def _piece(event: Event, reason: str | None, backend: BackendName) -> Piece | None:

@@ -11,6 +11,7 @@ from server.cli.chat_source import Ended, Piece, Reasoning, Text, Waiting
 
 _DIM, _PLAIN = "\x1b[2m", "\x1b[22m"
 _CLEAR_LINE = "\r\x1b[K"
+_LEAST_LOAD_MS = 10.0
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
@@ -50,18 +51,17 @@ class Screen:
         self._undim()
         if self._as_json:
             self._out.write(json.dumps({"model": model, **self._answer.document}) + "\n")
-        elif self._answer.text and not self._answer.text.endswith("\n"):
-            self._out.write("\n")
-        self._out.flush()
+            self._out.flush()
+        else:
+            self._end_line()
         return self._answer.text
 
     def drop(self) -> None:
         """End an answer that failed; what is shown of it stays."""
         self._wait_no_more()
         self._undim()
-        if self._answer.text and not self._as_json:
-            self._out.write("\n")
-            self._out.flush()
+        if not self._as_json:
+            self._end_line()
 
     def note_ending(self, *, timings: bool) -> None:
         """Say what is to be known of the answer that has ended."""
@@ -83,6 +83,11 @@ class Screen:
             self._is_dim = True
             stream.write(_DIM)
         self._write(stream, text)
+
+    def _end_line(self) -> None:
+        if self._answer.text and not self._answer.text.endswith("\n"):
+            self._out.write("\n")
+        self._out.flush()
 
     def _undim(self) -> None:
         if self._is_dim:
@@ -146,10 +151,10 @@ def timings_line(timings: Mapping[str, object]) -> str:
     cached = _number(timings, "cached_tokens")
     speed = f" at {(count - 1) * 1000 / decode:.1f} tokens/s" if decode > 0 and count > 1 else ""
     seen = f", {cached:.0f} of them cached" if cached else ""
+    loading = f", {load / 1000:.2f} s of them loading" if load >= _LEAST_LOAD_MS else ""
     parts = [
         f"{count:.0f} tokens{speed}",
-        f"first token after {first:.0f} ms",
-        *([f"of which {load / 1000:.2f} s loading"] if load else []),
+        f"first token after {first / 1000:.2f} s{loading}",
         f"prompt of {_number(timings, 'prompt_tokens'):.0f} tokens{seen}",
     ]
     backend = timings.get("backend")

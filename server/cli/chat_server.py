@@ -22,7 +22,7 @@ class ServerChat:
     def __init__(self, url: str, spec: str) -> None:
         """Take the server's base URL; nothing is sent yet."""
         self._url = url
-        self._spec = spec
+        self.spec = spec
         self._http = async_client(url)
 
     @property
@@ -48,9 +48,7 @@ class ServerChat:
 
         """
         with translated(self._url):
-            answer = await self._http.get(
-                f"/v1/models/{quote(self._spec, safe=':@')}", timeout=patience(_SHORT_SECONDS)
-            )
+            answer = await self._http.get(f"/v1/models/{quote(self.spec, safe=':@')}", timeout=patience(_SHORT_SECONDS))
         return read_answer(self._url, answer.status_code, answer.headers, answer.content, _id)
 
     async def answer(self, messages: Sequence[ChatMessage], options: ChatOptions) -> AsyncGenerator[Piece]:
@@ -63,7 +61,7 @@ class ServerChat:
         reader = _AnswerReader(self._url)
         with translated(self._url):
             request = self._http.build_request(
-                "POST", "/v1/chat/completions", json=_body(self._spec, messages, options), timeout=patience(None)
+                "POST", "/v1/chat/completions", json=_body(self.spec, messages, options), timeout=patience(None)
             )
             answer = await self._http.send(request, stream=True)
             try:

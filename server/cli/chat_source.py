@@ -65,6 +65,11 @@ class ChatSource(Protocol):
     """Something that answers with one model."""
 
     @property
+    def spec(self) -> str:
+        """The spec or alias that is asked."""
+        ...
+
+    @property
     def place(self) -> str:
         """Where the model runs, as the end of a sentence."""
         ...

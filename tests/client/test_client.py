@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from answering_server import PATIENCE, Answering, Asked, Reply, envelope, head, sends, stream, stream_head, whole
 from both_clients import Ask, Pull, ask_sync, pull_sync
+from fakes.answering import PATIENCE, Answering, Asked, Reply, envelope, head, sends, stream, stream_head, whole
 
 from server.client import AsyncLocalLLM, LocalLLM
 from server.core import errors

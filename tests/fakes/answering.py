@@ -94,12 +94,11 @@ class Answering:
     def _serve(self) -> None:
         for reply in self._replies:
             try:
-                connection, _ = self._listener.accept()
+                connection, asked = self._next()
             except OSError:
                 return
             with connection:
-                connection.settimeout(PATIENCE)
-                self.asked.append(_read(connection))
+                self.asked.append(asked)
                 with suppress(BrokenPipeError, ConnectionResetError):
                     reply(connection)
                     connection.shutdown(socket.SHUT_WR)
@@ -107,9 +106,20 @@ class Answering:
                         pass
                 self.left.set()
 
+    def _next(self) -> tuple[socket.socket, Asked]:
+        """Wait for a request; who only looks whether somebody listens says nothing."""
+        while True:
+            connection, _ = self._listener.accept()
+            connection.settimeout(PATIENCE)
+            if (asked := _read(connection)) is not None:
+                return connection, asked
+            connection.close()
 
-def _read(connection: socket.socket) -> Asked:
-    received = b""
+
+def _read(connection: socket.socket) -> Asked | None:
+    received = connection.recv(65536)
+    if not received:
+        return None
     while b"\r\n\r\n" not in received:
         received += _some(connection)
     start, _, body = received.partition(b"\r\n\r\n")
