@@ -19,9 +19,9 @@ class LoadedModel:
         id: a spec that selects it.
         backend: whose it is.
         state: where it stands.
-        size_bytes: of its files; ``None`` if the server does not say.
-        memory_bytes: what it takes in memory; ``None`` if that is not known.
-        num_leases: requests that use it.
+        size_bytes: of its files.
+        memory_bytes: what it takes in memory; ``None`` if it is not there, or if that is not known.
+        num_leases: requests that use it; like the next one ``None`` for a model of the daemon, which does not say it.
         num_waiting: requests that wait for it to be loaded.
         keep_alive_until: when it is unloaded if nobody uses it; ``None`` for never, or if it is not known.
         progress: of the load that goes on, from 0 to 1; ``None`` without one.
@@ -31,10 +31,10 @@ class LoadedModel:
     id: str
     backend: BackendName
     state: ModelState
-    size_bytes: int | None = None
+    size_bytes: int
     memory_bytes: int | None = None
-    num_leases: int = 0
-    num_waiting: int = 0
+    num_leases: int | None = None
+    num_waiting: int | None = None
     keep_alive_until: datetime | None = None
     progress: float | None = None
 

@@ -91,16 +91,15 @@ def finished_pull(fields: Fields) -> PullFinished:
 
 
 def loaded_model(fields: Fields) -> LoadedModel:
-    """Read what ``/admin/status`` and ``/admin/models`` say of a model; the latter lists those of its own process."""
-    memory = fields.whole_or_none("memory_bytes")
+    """Read what ``/admin/status`` and ``/admin/models`` say of a model."""
     return LoadedModel(
         id=fields.text("id"),
-        backend=fields.choice_or_none("backend", BackendName) or BackendName.LLAMACPP,
+        backend=fields.choice("backend", BackendName),
         state=fields.choice("state", ModelState),
-        size_bytes=fields.whole_or_none("size_bytes"),
-        memory_bytes=_bytes_on_devices(fields.inner("bytes")) if memory is None else memory,
-        num_leases=fields.whole_or_none("leases") or 0,
-        num_waiting=fields.whole_or_none("waiting") or 0,
+        size_bytes=fields.whole("size_bytes"),
+        memory_bytes=fields.whole_or_none("memory_bytes"),
+        num_leases=fields.whole_or_none("leases"),
+        num_waiting=fields.whole_or_none("waiting"),
         keep_alive_until=fields.time_or_none("keep_alive_until"),
         progress=fields.number_or_none("progress"),
     )
@@ -175,17 +174,6 @@ def _model_and_backend(fields: Fields) -> tuple[str, BackendName]:
     except ValueError:
         pass  # no backend of ours
     raise Unreadable(f"{text!r} is not the id of a model")
-
-
-def _bytes_on_devices(fields: Fields) -> int | None:
-    """Add up what a model takes on all devices: as measured, else as predicted."""
-    known = [_bytes_taken(fields.inner(device)) for device in fields.document]
-    return sum(known) if known else None
-
-
-def _bytes_taken(device: Fields) -> int:
-    measured = device.whole_or_none("measured")
-    return device.whole("predicted") if measured is None else measured
 
 
 def _unix_time(time: datetime | None) -> int:

@@ -151,15 +151,6 @@ def test_a_status(pull: ActivePull) -> None:
     assert status.document == document
 
 
-def test_memory_on_devices_is_added_up() -> None:
-    entry = {"id": "local/x", "state": "warm", "bytes": {"CPU": {"predicted": 3, "measured": 4}}}
-    assert wire.loaded_model(Fields(entry)).memory_bytes == 4
-    entry["bytes"] = {"CPU": {"predicted": 3, "measured": None}, "CUDA0": {"predicted": 5, "measured": None}}
-    assert wire.loaded_model(Fields(entry)).memory_bytes == 8
-    entry["bytes"] = {}
-    assert wire.loaded_model(Fields(entry)).memory_bytes is None
-
-
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
@@ -170,7 +161,7 @@ def test_memory_on_devices_is_added_up() -> None:
         ({"started": "2026-01-02T03:04:05"}, "without a zone"),
         ({"models": {}}, "models is no list"),
         ({"models": [1]}, "models is no JSON object"),
-        ({"models": [{"id": "x", "state": "hot"}]}, r"models\.state is none of cold, loading"),
+        ({"models": [{"id": "x", "backend": "ollama", "state": "hot"}]}, r"models\.state is none of cold, loading"),
         ({"devices": [{"name": "CPU", "description": "", "budget_bytes": 1.5}]}, r"budget_bytes is no whole number"),
         ({"devices": [{"name": "CPU", "description": "", "budget_bytes": True}]}, r"budget_bytes is no whole number"),
         ({"pulls": [{"model": "a@b@c", "backend": "ollama"}]}, "no model spec"),
