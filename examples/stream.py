@@ -1,10 +1,12 @@
 """Talk to a running server with OpenAI's client: ``python examples/stream.py "Tell me a story."``."""
 
+import os
 import sys
 
 from openai import OpenAI
 
-client = OpenAI(base_url="http://127.0.0.1:8000/v1", api_key="unused")
+server = os.environ.get("LLMSPELL_SERVER", "http://127.0.0.1:8000")
+client = OpenAI(base_url=f"{server}/v1", api_key="unused")
 question = " ".join(sys.argv[1:]) or "What is the capital of France?"
 with client.chat.completions.stream(
     model="local/demo", messages=[{"role": "user", "content": question}], stream_options={"include_usage": True}

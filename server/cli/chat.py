@@ -119,10 +119,10 @@ class _Wanted:
         address = named_server(self.server)
         if address is not None:
             return ServerChat(address.url, spec)
-        from server.config import load_settings  # noqa: PLC0415
+        from server.config_sources import load_configuration  # noqa: PLC0415
 
-        settings = load_settings(None, self.config).settings.server
-        url = url_of(settings.host, settings.port)
+        configured = load_configuration(None, self.config).configuration.server
+        url = url_of(configured.host, configured.port)
         if not listens(url):
             return None
         found = ServerChat(url, spec)
