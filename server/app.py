@@ -6,11 +6,11 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 from fastapi import FastAPI
 
 from server.api.application import create_api
+from server.app_library import create_library
 from server.backends.llamacpp import LlamaCppBackend
 from server.backends.ollama.backend import OllamaBackend
 from server.config import Settings, cache_directory, inherited_environment
@@ -20,10 +20,7 @@ from server.core.ports import Backend, Residency
 from server.pool.footprint_file import FootprintFile
 from server.pool.pool import Pool
 from server.router import ModelRouter
-from server.store.header_cache import HeaderCache
-from server.store.model_index import ModelIndex
-from server.store.places import Source, Surroundings, model_places, own_folder
-from server.store.recommended import load_recommended
+from server.store.places import Surroundings
 
 _log = logging.getLogger(__name__)
 
@@ -51,12 +48,22 @@ def create_application(settings: Settings) -> Application:
     """
     models = {parse_model_spec(spec).model: config for spec, config in settings.models.items()}
     footprints = FootprintFile(cache_directory() / "footprints.json")
-    pool = Pool(models, settings.llamacpp, index=_index(settings), footprints=footprints)
+    disk = create_library(
+        settings.store,
+        settings.llamacpp,
+        settings.ollama,
+        models,
+        settings.routing.prefer,
+        Surroundings(inherited_environment(), home_directory()),
+        cache_directory(),
+    )
+    pool = Pool(models, settings.llamacpp, index=disk.index, footprints=footprints)
     backends: list[Backend] = [LlamaCppBackend(pool)]
     ollama = OllamaBackend(settings.ollama, inherited_environment()) if settings.ollama.enabled else None
     if ollama is not None:
         backends.append(ollama)
-    router = ModelRouter(backends, settings.aliases, settings.routing)
+    fetcher = disk.library if settings.store.auto_pull else None
+    router = ModelRouter(backends, settings.aliases, settings.routing, fetcher)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -66,6 +73,7 @@ def create_application(settings: Settings) -> Application:
             yield
         finally:
             await pool.close()
+            await disk.library.aclose()
             if ollama is not None:
                 await ollama.aclose()
 
@@ -77,15 +85,5 @@ def create_application(settings: Settings) -> Application:
                 "[llamacpp] model_dirs, or try the bundled one with `llmspell serve --demo`"
             )
 
-    return Application(create_api(router, settings.api, lifespan, residency=pool), preload, router, pool)
-
-
-def _index(settings: Settings) -> ModelIndex:
-    surroundings = Surroundings(inherited_environment(), home_directory())
-    store = settings.store
-    recommended = load_recommended(Path(store.recommended) if store.recommended else None)
-    own = Path(store.models_dir) if store.models_dir else own_folder(surroundings)
-    places = model_places(own, settings.llamacpp.model_dirs, surroundings)
-    if not store.discover:
-        places = tuple(place for place in places if place.source in {Source.OWN, Source.FOLDER})
-    return ModelIndex(places, HeaderCache(cache_directory() / "headers.json"), short_names=recommended.names_of)
+    api = create_api(router, settings.api, lifespan, pool, disk.library, disk.ollama)
+    return Application(api, preload, router, pool)

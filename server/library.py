@@ -6,7 +6,7 @@ import asyncio
 import difflib
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 
 from server.core.errors import InvalidRequest, ModelNotFound, PullFailed
@@ -131,6 +131,19 @@ class ModelLibrary:
                 pull.left.set()
                 if self._pulls.get(key) is pull:
                     del self._pulls[key]
+
+    async def fetching_backend(self, spec: ModelSpec) -> BackendName | None:
+        """Return the backend that would have a model once it is pulled; ``None`` for names that nobody vouches for.
+
+        These are the recommended models, and repositories of Hugging Face: whatever else is asked for, by mistake or
+        not, is not looked for on the network.
+        """
+        llamacpp = self._libraries.get(BackendName.LLAMACPP)
+        if llamacpp is None or not llamacpp.can_pull(replace(spec, backend=None)):
+            return None
+        if spec.backend is not None and spec.backend not in self._libraries:
+            return None
+        return (await self._library_to_pull(spec, None)).backend
 
     def cancel(self, spec: ModelSpec, quantization: str | None = None) -> int:
         """End pulls for everybody who waits for them; what has come is kept.
