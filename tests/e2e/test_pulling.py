@@ -138,7 +138,7 @@ def test_who_goes_away_ends_the_download_which_goes_on_later(start: Start, hub: 
 
 
 def test_the_daemon_pulls_what_is_asked_of_it(start: Start, hub: FakeHub) -> None:
-    with FakeOllama(FakeModel("other")) as daemon:
+    with FakeOllama(FakeModel("other"), offered=[FakeModel("mistral:7b")]) as daemon:
         server = start(config=AUTO_PULL, variables=using_ollama(daemon.url) | at(hub))
         answer = server.ask(model="ollama/mistral:7b")
         assert answer.status_code == 200, answer.text
