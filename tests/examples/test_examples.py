@@ -110,7 +110,7 @@ def test_manage_without_a_server(run: Run) -> None:
 def test_curl(run: Run) -> None:
     done = run("curl.sh", "local/demo@llamacpp")
     assert done.returncode == 0, done.stderr + done.stdout
-    sections = dict(re.findall(r"^== (.*)\n(.*?)(?=^== |\Z)", done.stdout, re.MULTILINE | re.DOTALL))
+    sections = dict(re.findall(r"^== ([^\n]*)\n(.*?)(?=^== |\Z)", done.stdout, re.MULTILINE | re.DOTALL))
     assert "local/demo" in {each["id"] for each in json.loads(sections["models"])["data"]}
     assert "Paris" in json.loads(sections["one answer"])["choices"][0]["message"]["content"]
     stream = sections["a stream, and where its time went"]
