@@ -14,13 +14,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 import re
 import socket
+import ssl
+import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Self
@@ -28,6 +32,37 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 _LARGE_BYTES = 16  # from here on, files are kept as large ones are: by their SHA-256
 _PIECE_BYTES = 1 << 16
+_BLOCK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Generated:
+    """Content that is made while it is sent: ``size`` bytes, of which no two blocks of a mebibyte are the same."""
+
+    size: int
+
+    def pieces(self, start: int = 0) -> Iterator[bytes]:
+        """Return the content from a position on."""
+        for number in range(start // _BLOCK_BYTES, -(-self.size // _BLOCK_BYTES)):
+            position = number * _BLOCK_BYTES
+            block = number.to_bytes(8, "big") + _random_block()[8 : self.size - position]
+            yield block[max(start - position, 0) : self.size - position]
+
+    @property
+    def digest(self) -> str:
+        """The SHA-256 of all of it."""
+        digest = hashlib.sha256()
+        for piece in self.pieces():
+            digest.update(piece)
+        return digest.hexdigest()
+
+
+Content = bytes | Path | Generated
+
+
+@cache
+def _random_block() -> bytes:
+    return random.Random(1).randbytes(_BLOCK_BYTES)
 
 
 @dataclass(frozen=True)
@@ -119,7 +154,7 @@ class Recorded:
 class Repository:
     """What is in a repository. ``token`` is what it takes to read it."""
 
-    files: dict[str, bytes | Path]
+    files: dict[str, Content]
     commit: str
     gated: bool | str = False
     token: str | None = None
@@ -129,11 +164,13 @@ class Repository:
 class FakeHub:
     """The hub and its storage, in threads; a context manager.
 
-    ``bytes_per_second`` slows each download down; files can also be paths, which are sent as fast as the system can.
+    ``bytes_per_second`` slows each download down; files can also be ``Generated``, or paths, which are sent as fast as
+    the system can. With ``tls`` both servers speak HTTPS.
     """
 
-    def __init__(self, *, bytes_per_second: float = 0.0) -> None:
+    def __init__(self, *, bytes_per_second: float = 0.0, tls: ssl.SSLContext | None = None) -> None:
         """Make it; it listens when the context is entered."""
+        self.tls = tls
         self.repositories: dict[str, Repository] = {}
         self.rules: list[Rule] = []
         self.requests: list[Recorded] = []
@@ -143,13 +180,13 @@ class FakeHub:
         self.is_closed = threading.Event()
         self._lock = threading.Lock()
         self._num_sending = 0
-        self._digests: dict[Path, str] = {}
+        self._digests: dict[Path | Generated, str] = {}
         self._servers: list[_Server] = []
 
     def add(
         self,
         name: str,
-        files: Mapping[str, bytes | Path],
+        files: Mapping[str, Content],
         *,
         gated: bool | str = False,
         token: str | None = None,
@@ -161,14 +198,19 @@ class FakeHub:
         self.repositories[name] = Repository(dict(files), commit, gated, token, dict(extra or {}))
         return self.repositories[name]
 
-    def digest(self, content: bytes | Path) -> str:
-        """Return the SHA-256 of a file; one that is on the disk is read once."""
-        if not isinstance(content, Path):
+    def digest(self, content: Content) -> str:
+        """Return the SHA-256 of a file; a large one is read once."""
+        if isinstance(content, bytes):
             return hashlib.sha256(content).hexdigest()
         if content not in self._digests:
-            with content.open("rb") as file:
-                self._digests[content] = hashlib.file_digest(file, "sha256").hexdigest()
+            self._digests[content] = self._read_digest(content)
         return self._digests[content]
+
+    def _read_digest(self, content: Path | Generated) -> str:
+        if isinstance(content, Path):
+            with content.open("rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+        return content.digest
 
     @property
     def url(self) -> str:
@@ -234,10 +276,14 @@ class _Server(ThreadingHTTPServer):
         self.hub = hub
         self.at_hub = at_hub
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.url = f"http://127.0.0.1:{self.server_address[1]}"
+        if hub.tls is not None:  # hands are shaken where the first bytes are read: in the thread of the connection
+            self.socket = hub.tls.wrap_socket(self.socket, server_side=True, do_handshake_on_connect=False)
+        self.url = f"{'http' if hub.tls is None else 'https'}://127.0.0.1:{self.server_address[1]}"
 
-    def handle_error(self, *_: object) -> None:
-        """Clients may go whenever they like."""
+    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ANN401 - as socketserver has it
+        """Say nothing of connections that end: clients may go whenever they like."""
+        if not isinstance(sys.exception(), OSError):
+            super().handle_error(request, client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -313,7 +359,7 @@ class _Handler(BaseHTTPRequestHandler):
             "siblings": [self._sibling(path, content) for path, content in repository.files.items()],
         } | repository.extra
 
-    def _sibling(self, path: str, content: bytes | Path) -> dict[str, Any]:
+    def _sibling(self, path: str, content: Content) -> dict[str, Any]:
         size = _size(content)
         if isinstance(content, bytes) and size < _LARGE_BYTES:
             blob = hashlib.sha1(b"blob %d\0" % size + content).hexdigest()
@@ -340,8 +386,8 @@ class _Handler(BaseHTTPRequestHandler):
         with self.server.hub.sending():
             self._send_content(content, start, self._said(headers, actions), actions)
 
-    def _etag(self, content: bytes | Path) -> str:
-        return "of-a-path" if isinstance(content, Path) else hashlib.md5(content).hexdigest()
+    def _etag(self, content: Content) -> str:
+        return hashlib.md5(content).hexdigest() if isinstance(content, bytes) else "of-a-large-file"
 
     def _start(self, etag: str, actions: list[Action]) -> int | None:
         match = re.match(r"bytes=(\d+)-\Z", self.headers.get("range", ""))
@@ -356,7 +402,7 @@ class _Handler(BaseHTTPRequestHandler):
         return headers
 
     def _send_content(
-        self, content: bytes | Path, start: int | None, headers: dict[str, str | None], actions: list[Action]
+        self, content: Content, start: int | None, headers: dict[str, str | None], actions: list[Action]
     ) -> None:
         status = next((each.status for each in actions if isinstance(each, Say) and each.status), None)
         status = status or (200 if start is None else 206)
@@ -367,13 +413,9 @@ class _Handler(BaseHTTPRequestHandler):
         if isinstance(content, Path):
             self._send_path(content, start or 0)
             return
-        for action in actions:
-            if isinstance(action, Corrupt):
-                at = action.at
-                content = content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]
-        body = content[start or 0 :]
+        pieces = self._pieces(content, start or 0, actions)
         ends = [action for action in actions if isinstance(action, Cut | Stall)]
-        self._send_pieces(body[: ends[0].after] if ends else body, is_chunked=is_chunked)
+        self._send_pieces(_first(pieces, ends[0].after) if ends else pieces, is_chunked=is_chunked)
         if ends:
             if isinstance(ends[0], Stall):
                 self.server.hub.is_closed.wait()
@@ -382,18 +424,26 @@ class _Handler(BaseHTTPRequestHandler):
         elif is_chunked:
             self.wfile.write(b"0\r\n\r\n")
 
+    def _pieces(self, content: bytes | Generated, start: int, actions: list[Action]) -> Iterator[bytes]:
+        if isinstance(content, Generated):
+            return content.pieces(start)
+        for action in actions:
+            if isinstance(action, Corrupt):
+                at = action.at
+                content = content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]
+        speed = self.server.hub.bytes_per_second
+        num_bytes = max(min(_PIECE_BYTES, int(speed / 50)), 1) if speed else _PIECE_BYTES
+        return (content[position : position + num_bytes] for position in range(start, len(content), num_bytes))
+
     def _send_path(self, path: Path, start: int) -> None:
         with path.open("rb") as file:
             self.server.hub.count(self.connection.sendfile(file, start))
 
-    def _send_pieces(self, body: bytes, *, is_chunked: bool) -> None:
-        speed = self.server.hub.bytes_per_second
-        num_bytes = max(min(_PIECE_BYTES, int(speed / 50)), 1) if speed else _PIECE_BYTES
-        for position in range(0, len(body), num_bytes):
-            piece = body[position : position + num_bytes]
+    def _send_pieces(self, pieces: Iterable[bytes], *, is_chunked: bool) -> None:
+        for piece in pieces:
             self.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece) if is_chunked else piece)
             self.server.hub.count(len(piece))
-            if speed:
+            if speed := self.server.hub.bytes_per_second:
                 time.sleep(len(piece) / speed)
 
     def _refuse(self, status: Status) -> None:
@@ -412,5 +462,19 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
 
-def _size(content: bytes | Path) -> int:
-    return content.stat().st_size if isinstance(content, Path) else len(content)
+def _size(content: Content) -> int:
+    match content:
+        case bytes():
+            return len(content)
+        case Path():
+            return content.stat().st_size
+        case Generated():
+            return content.size
+
+
+def _first(pieces: Iterable[bytes], num_bytes: int) -> Iterator[bytes]:
+    for piece in pieces:
+        if num_bytes <= 0:
+            return
+        yield piece[:num_bytes]
+        num_bytes -= len(piece)
