@@ -23,6 +23,7 @@ from server.core.errors import CannotStore, DiskFull
 from server.core.pulling import PullActivity, PullNotice, PullProgress
 from server.store.hub import Hub
 from server.store.hub_listing import HubFile, HubListing
+from server.store.part_file import delete_abandoned
 from server.store.pull_plan import PullPlan, in_gigabytes
 from server.store.transfer import BACKOFF_SECONDS, Transfer
 
@@ -229,8 +230,10 @@ class _Flight:
             last.may_publish.set()
 
     def _prepare(self) -> None:
-        """See that there is room; blocking."""
+        """See that there is room, and make some; blocking."""
         self._root.mkdir(parents=True, exist_ok=True)
+        for name in delete_abandoned(self._root, [transfer.file.checksum for transfer in self._transfers]):
+            self._said.append(f"Deleted what had come of {name}: nobody has continued that download for a month.")
         num_missing = sum(transfer.num_missing() for transfer in self._transfers)
         num_free = self._free_bytes(self._root)
         if num_missing and num_missing + _SPARE_BYTES > num_free:

@@ -1,7 +1,8 @@
 """A file on its way: what has come of it, what is known of its source, and who works on it.
 
 Everything is in ``.llmspell`` below the folder for models: ``incomplete/`` has, for each checksum, the part, a note on
-where it comes from, and a lock; ``verified/`` notes which published files have been hashed.
+where it comes from, and a lock; ``verified/`` notes which published files have been hashed. What nobody has touched for
+a month is deleted when something is pulled.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,6 +27,9 @@ else:
 
 PRIVATE_FOLDER = ".llmspell"
 _MAX_NOTE_BYTES = 64 << 10
+_ABANDONED_SECONDS = 30 * 24 * 3600
+_SUFFIXES = (".part", ".json", "", ".lock")
+"""What there may be for a checksum; a note that was being written when its process was killed has none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,12 +149,43 @@ class PartFile:
             wait()
 
 
-def _delete_unless_locked(note_path: Path) -> None:
-    with note_path.with_suffix(".lock").open("ab") as lock:
-        if _try_lock(lock):
-            for suffix in (".part", ".json", ".lock"):
+def delete_abandoned(root: Path, keep: Collection[Checksum]) -> Sequence[str]:
+    """Delete what nobody has touched for a month, unless a process is at work on it, or it is among ``keep``.
+
+    Return the names of the files that these were parts of, as far as they are known. What cannot be deleted stays.
+    """
+    folder = root / PRIVATE_FOLDER / "incomplete"
+    last_touched: dict[str, float] = {}
+    try:
+        for path in folder.iterdir():
+            with suppress(OSError):  # gone meanwhile
+                touched = path.lstat().st_mtime
+                last_touched[path.stem] = max(touched, last_touched.get(path.stem, touched))
+    except OSError:  # nothing was ever downloaded, or nothing can be deleted
+        return ()
+    oldest = time.time() - _ABANDONED_SECONDS
+    kept = {checksum.digest for checksum in keep}
+    names = []
+    for stem, touched in last_touched.items():
+        if touched < oldest and stem not in kept:
+            path = folder / f"{stem}.part"
+            name = _read_note(path.with_suffix(".json")).get("path")
+            is_part = path.exists()
+            with suppress(OSError):
+                if _delete_unless_locked(path) and is_part and not path.exists():
+                    names.append(name if isinstance(name, str) else stem)
+    return names
+
+
+def _delete_unless_locked(path: Path) -> bool:
+    """Delete all there is for a checksum, unless somebody holds its lock; say whether that was done."""
+    with path.with_suffix(".lock").open("ab") as lock:
+        is_free = _try_lock(lock)
+        if is_free:
+            for suffix in _SUFFIXES:
                 with suppress(OSError):
-                    note_path.with_suffix(suffix).unlink(missing_ok=True)
+                    path.with_suffix(suffix).unlink(missing_ok=True)
+        return is_free
 
 
 def _try_lock(file: BinaryIO) -> bool:

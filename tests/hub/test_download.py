@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import json
 import os
 import re
 import threading
@@ -13,10 +14,22 @@ import pytest
 from fakes.hub import Chunked, Corrupt, Cut, FakeHub, IgnoreRange, Rule, Say, Stall, Status
 from pulling import FILE, REPOSITORY, Puller, content
 
-from server.core.errors import CannotStore, ChecksumMismatch, DiskFull, HubBusy, HubDenied, HubUnreachable, PullFailed
+from server.core.errors import (
+    CannotStore,
+    ChecksumMismatch,
+    DiskFull,
+    HubBusy,
+    HubDenied,
+    HubUnreachable,
+    LlmspellError,
+    ModelNotFound,
+    PullFailed,
+)
 from server.core.pulling import PullActivity, PullProgress
 from server.store.download import Downloaded, _Meter, cannot_store
+from server.store.hub_listing import Checksum, ChecksumKind
 from server.store.hub_settings import HubSettings
+from server.store.part_file import PartFile
 
 MIB = 1 << 20
 PLACE = f"hf.co/{REPOSITORY}/{FILE}"
@@ -217,6 +230,36 @@ async def test_a_part_that_is_too_long_is_begun_again(hub: FakeHub, puller: Pull
     assert (await puller.pull()).path.read_bytes() == data
 
 
+async def test_what_nobody_continues_for_a_month_is_deleted(hub: FakeHub, puller: Puller) -> None:
+    data = content(MIB)
+    hub.add(REPOSITORY, {FILE: data})
+    _leave_part(puller, hub, data[:1000])
+    mine = hub.digest(data)
+    folder = puller.root / ".llmspell" / "incomplete"
+    for name in ("old", "recent", "held", "nameless"):
+        (folder / f"{name}.part").write_bytes(b"part")
+        (folder / f"{name}.json").write_text(json.dumps({"path": f"{name}.gguf"}))
+        (folder / f"{name}.lock").touch()
+    (folder / "nameless.json").write_text("{")
+    (folder / "oldx3k2").write_text("a note that was being written")
+    (folder / "only.lock").touch()
+    for path in folder.iterdir():
+        _make_older(path, days=31)
+    _make_older(folder / "recent.part", days=29)
+
+    with PartFile(puller.root, Checksum(ChecksumKind.SHA256, "held")).lock(_nobody_else):
+        finished = await puller.pull()
+
+    left = {path.name for path in puller.parts}
+    assert left == {"recent.part", "recent.json", "recent.lock", "held.part", "held.json"}
+    assert sorted(puller.notices) == [
+        f"Deleted what had come of {name}: nobody has continued that download for a month."
+        for name in ("nameless", "old.gguf")
+    ]
+    assert finished.path.read_bytes() == data
+    assert hub.bytes_sent == len(data) - 1000, f"{mine} is continued, however old it is"
+
+
 async def test_a_wrong_checksum_deletes_what_came_and_says_so(hub: FakeHub, puller: Puller) -> None:
     hub.add(REPOSITORY, {FILE: content(MIB)})
     hub.rules.append(Rule(FILE, Corrupt(at=1000), at_hub=False))
@@ -396,6 +439,38 @@ async def test_a_short_pause_is_kept_and_a_long_one_is_told(hub: FakeHub, puller
     assert raised.value.retry_after == 3600
 
 
+@pytest.mark.parametrize(
+    ("status", "token", "error", "message"),
+    [
+        (Status(401, "RepoNotFound"), "", HubDenied, "or it is private"),
+        (Status(401, "", "Invalid credentials"), "old", HubDenied, "does not accept the token"),
+        (Status(403, "GatedRepo", "not in the authorized list"), "mine", HubDenied, "has no access yet"),
+        (Status(404, "EntryNotFound"), "", ModelNotFound, "no longer has this file"),
+        (Status(404, "RepoNotFound"), "", ModelNotFound, "There is no repository"),
+        (Status(429, headers={"retry-after": "200"}), "", HubBusy, "in 200 s; what has been downloaded is kept"),
+        (Status(500), "", HubUnreachable, "status 500 .* what has been downloaded is kept"),
+        (Status(503, "", "Maintenance"), "", HubUnreachable, r"status 503 \(Maintenance\)"),
+        (Status(418), "", PullFailed, "status 418"),
+    ],
+)
+async def test_refusals_in_mid_file_say_what_to_do_and_keep_what_came(
+    hub: FakeHub, tmp_path: Path, status: Status, token: str, error: type[LlmspellError], message: str
+) -> None:
+    data = content(MIB)
+    hub.add(REPOSITORY, {FILE: data})
+    with Puller(HubSettings(hub.url, token), tmp_path / "models") as puller:
+        plan = puller.plan()
+        hub.rules += [Rule(FILE, status, at_hub=True, ranged=True), Rule(FILE, Cut(100_000), times=1, at_hub=False)]
+
+        with pytest.raises(error, match=message):
+            await puller.pull(plan)
+
+        assert puller.part_bytes == 100_000
+        hub.rules.clear()
+        assert (await puller.pull(plan)).path.read_bytes() == data
+        assert hub.bytes_sent == len(data)
+
+
 async def test_a_gated_file_says_what_to_do(hub: FakeHub, puller: Puller) -> None:
     hub.add(REPOSITORY, {FILE: content(MIB)}, gated="auto", token="secret")
     plan = puller.plan()
@@ -572,6 +647,15 @@ async def hub_has_sent(hub: FakeHub, num_bytes: int) -> None:
 async def _drain(puller: Puller, quantization: str) -> None:
     async for _ in puller.downloads.pull(puller.plan(quantization)):
         pass
+
+
+def _make_older(path: Path, days: int) -> None:
+    when = time.time() - days * 24 * 3600
+    os.utime(path, (when, when))
+
+
+def _nobody_else() -> None:
+    raise AssertionError("somebody holds the lock")
 
 
 def _leave_part(puller: Puller, hub: FakeHub, data: bytes) -> None:
