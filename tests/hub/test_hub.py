@@ -4,7 +4,6 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import pytest
 from fakes.hub import Cut, FakeHub, Redirect, Rule, Say, Status
 from pulling import FILE, REPOSITORY, content
@@ -163,14 +162,6 @@ def test_redirects_in_circles_end(hub: FakeHub, client: Hub) -> None:
     with pytest.raises(PullFailed, match="in circles"):
         client.listing(REPOSITORY)
     assert len(hub.requests) == 8
-
-
-def test_redirects_do_not_give_up_encryption(client: Hub) -> None:
-    source = httpx.URL("https://hub.example/file")
-    away = httpx.Response(302, headers={"location": "http://storage.example/file"})
-
-    with pytest.raises(PullFailed, match=r"storage\.example without encryption"):
-        client._redirected(source, away, REPOSITORY)
 
 
 def test_a_token_that_left_does_not_come_back(hub: FakeHub) -> None:
