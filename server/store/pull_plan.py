@@ -15,6 +15,7 @@ from pathlib import PurePosixPath
 from server.core.errors import InvalidRequest, ModelNotFound, PullFailed
 from server.core.model_spec import DEFAULT_QUANTIZATION, DEFAULT_VARIANT, ModelSpec, is_hugging_face
 from server.store.hub_listing import HubFile, HubListing, check_repository
+from server.store.model_names import read_file_name, without_attachment
 from server.store.recommended import RecommendedModels
 
 FOLDER = "hf.co"
@@ -29,6 +30,8 @@ _QUANTIZATION = re.compile(
 )
 _PROJECTOR = "mmproj"
 _NO_MODELS = (_PROJECTOR, "imatrix")
+_HELPERS = ("mtp-", "eagle3-", "dflash-", "dspark-")
+"""How the names begin of small models that guess ahead for a large one, as llama.cpp tells them apart."""
 _DYNAMIC = "UD-"
 """Unsloth's mark for quantizations that choose the precision of each layer."""
 _PREFERRED = (
@@ -38,21 +41,23 @@ _PREFERRED = (
     "Q4_K_L",
     "UD-Q4_K_XL",
     "IQ4_XS",
+    "IQ4_NL",
     "Q4_0",
     "Q4_1",
     "Q4",
     "MXFP4",
     "MXFP4_MOE",
     "Q5_K_M",
-    "Q5_K_S",
     "Q6_K",
     "Q8_0",
-    "Q8",
     "Q3_K_M",
     "BF16",
-    "F16",
 )
-"""What is taken when nobody says which: the nearest to Q4_K_M that there is."""
+"""What is taken first of quantizations with as many bits; then what is nearest to four bits by its size."""
+_BITS = (4, 5, 6, 8, 3, 16, 2, 32, 1)
+"""What is taken when nobody says which: the nearest to Q4_K_M that there is, more bits rather than less."""
+_WITHDRAWN = re.compile(r"Q4_0_[48]_[48]\Z")
+"""Layouts for some processors, which llama.cpp no longer reads."""
 _PREFERRED_PROJECTORS = ("F16", "BF16", "Q8_0", "F32")
 _MAX_LISTED = 30
 
@@ -199,7 +204,11 @@ def plan_pull(listing: HubListing, quantization: str | None = None, *, with_proj
 
 
 def _model_files(listing: HubListing) -> Iterable[HubFile]:
-    return (file for file in listing.files if not any(word in file.name.lower() for word in _NO_MODELS))
+    return (file for file in listing.files if _is_model(file.name.lower()))
+
+
+def _is_model(name: str) -> bool:
+    return not any(word in name for word in _NO_MODELS) and not name.startswith(_HELPERS)
 
 
 def _nothing_there(listing: HubListing) -> str:
@@ -212,10 +221,15 @@ def _nothing_there(listing: HubListing) -> str:
 
 
 def _default(models: tuple[ModelFiles, ...], listing: HubListing) -> ModelFiles:
-    for quantization in _PREFERRED:
-        if fitting := [model for model in models if model.quantization == quantization]:
-            return _only(fitting, listing)
-    return _only(list(models), listing)
+    nearest = min(models, key=_distance_from_default)
+    return _only([model for model in models if model.quantization == nearest.quantization], listing)
+
+
+def _distance_from_default(model: ModelFiles) -> tuple[int, int, int]:
+    number = re.search("[0-9]+", model.quantization)
+    bits = 0 if number is None or _WITHDRAWN.match(model.quantization) else int(number[0])
+    order = _PREFERRED.index(model.quantization) if model.quantization in _PREFERRED else len(_PREFERRED)
+    return (_BITS.index(bits) if bits in _BITS else len(_BITS), order, model.size if bits > 4 else -model.size)
 
 
 def _wanted(models: tuple[ModelFiles, ...], wanted: str, listing: HubListing) -> ModelFiles:
@@ -234,13 +248,20 @@ def _wanted(models: tuple[ModelFiles, ...], wanted: str, listing: HubListing) ->
 
 def _file_names(model: ModelFiles) -> set[str]:
     first = model.shards[0]
-    names = {first.path.lower(), first.name.lower()}
+    names = {first.path.lower(), first.name.lower(), _stem(model).lower()}
     return names | {name.removesuffix(".gguf") for name in names}
 
 
+def _stem(model: ModelFiles) -> str:
+    path = model.shards[0].path
+    shard = _SHARD.match(path)
+    return shard["stem"] if shard else path[: -len(".gguf")]
+
+
 def _only(models: list[ModelFiles], listing: HubListing) -> ModelFiles:
-    if len(models) == 1:
-        return models[0]
+    """Return the one model that is left, as a whole file if it is there both whole and in shards."""
+    if len({_stem(model) for model in models}) == 1:
+        return min(models, key=lambda model: len(model.shards))
     names = ", ".join(model.shards[0].name for model in models[:_MAX_LISTED])
     raise PullFailed(
         f"{listing.repository} has several models that this could mean: {names}. Name one file: "
@@ -261,20 +282,35 @@ def in_gigabytes(size: int) -> str:
 
 
 def _projector(listing: HubListing, model: ModelFiles) -> HubFile | None:
-    """Choose the projector: one in the model's own folder or above it, preferably in F16, as it is used."""
-    folder = PurePosixPath(model.shards[0].path).parent
+    """Choose the projector: one that bears the model's name, or that of no other model of the repository.
+
+    It is in the model's own folder or above it; the nearest one, preferably in F16, as it is used.
+    """
+    path = PurePosixPath(model.shards[0].path)
+    own = _base(path.name)
+    others = {_base(file.name) for file in _model_files(listing)} - {own, ""}
     fitting = [
         file
         for file in listing.files
-        if _PROJECTOR in file.name.lower() and folder.is_relative_to(PurePosixPath(file.path).parent)
+        if _PROJECTOR in file.name.lower()
+        and path.parent.is_relative_to(PurePosixPath(file.path).parent)
+        and _base(file.name) not in others
     ]
     ranks = {quantization: rank for rank, quantization in enumerate(_PREFERRED_PROJECTORS)}
     return min(
         fitting,
         key=lambda file: (
+            _base(file.name) != own,
+            _base(file.name) != "",
             -len(PurePosixPath(file.path).parts),
             ranks.get(quantization_of(file.path) or "", len(ranks)),
             file.path,
         ),
         default=None,
     )
+
+
+def _base(name: str) -> str:
+    """Return what the name of a file says of the model itself; nothing for names as converters write them."""
+    told = read_file_name(name)
+    return "" if told is None else without_attachment(told.base).lower()
