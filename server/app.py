@@ -15,7 +15,7 @@ from server.backends.llamacpp import LlamaCppBackend
 from server.backends.ollama.backend import OllamaBackend
 from server.config import Settings, cache_directory, inherited_environment
 from server.config_sources import home_directory
-from server.core.model_spec import parse_model_spec
+from server.core.model_spec import BackendName, parse_model_spec
 from server.core.ports import Backend, Residency
 from server.pool.footprint_file import FootprintFile
 from server.pool.pool import Pool
@@ -64,6 +64,14 @@ def create_application(settings: Settings) -> Application:
         backends.append(ollama)
     fetcher = disk.library if settings.store.auto_pull else None
     router = ModelRouter(backends, settings.aliases, settings.routing, fetcher)
+
+    async def take_notice(backend: BackendName) -> None:
+        if backend is BackendName.LLAMACPP:
+            await pool.take_notice()
+        elif ollama is not None:
+            await ollama.take_notice()
+
+    disk.library.watch(take_notice)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

@@ -65,6 +65,11 @@ class ModelLibrary:
         }
         self._closers = tuple(closers)
         self._pulls: dict[tuple[BackendName, str, str | None], _Pull] = {}
+        self._watchers: list[Callable[[BackendName], Awaitable[None]]] = []
+
+    def watch(self, watcher: Callable[[BackendName], Awaitable[None]]) -> None:
+        """Have ``watcher`` take notice of each model that is pulled or deleted here, before whoever asked for that."""
+        self._watchers.append(watcher)
 
     async def health(self) -> Sequence[BackendHealth]:
         """Say of each backend whether it is there."""
@@ -124,6 +129,8 @@ class ModelLibrary:
                 async for event in events:
                     if isinstance(event, PullProgress):
                         pull.progress = event
+                    elif isinstance(event, PullFinished):
+                        await self._tell(event.backend)
                     yield event
         finally:
             pull.num_listeners -= 1
@@ -198,10 +205,10 @@ class ModelLibrary:
             LlmspellError: it is not clear which one is meant, it is in use, or it cannot be deleted.
 
         """
-        if spec.backend is not None:
-            return await self._library(spec, spec.backend).delete(spec.model)
-        found = await self.to_delete(spec)
-        return await self._libraries[found.backend].delete(spec.model)
+        backend = spec.backend or (await self.to_delete(spec)).backend
+        deleted = await self._library(spec, backend).delete(spec.model)
+        await self._tell(backend)
+        return deleted
 
     async def aclose(self) -> None:
         """End the pulls, and close what the libraries hold open."""
@@ -215,6 +222,10 @@ class ModelLibrary:
                 task.cancel()
         for close in self._closers:
             await close()
+
+    async def _tell(self, backend: BackendName) -> None:
+        for watcher in self._watchers:
+            await watcher(backend)
 
     def _going(self) -> Sequence[_Pull]:
         return [pull for pull in self._pulls.values() if not pull.ended.is_set()]

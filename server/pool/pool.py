@@ -108,6 +108,10 @@ class Pool:
         entry = self._shelf.known(name)
         return None if entry is None else entry.progress
 
+    async def take_notice(self) -> None:
+        """Look which models have come and gone."""
+        await self._refresh()
+
     async def cards(self) -> list[ModelCard]:
         """Describe all models, each file once."""
         await self._refresh()

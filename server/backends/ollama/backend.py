@@ -137,6 +137,10 @@ class OllamaBackend:
         found = await self._catalogue.find(spec.model)
         return found is not None and self._is_allowed(found)
 
+    async def take_notice(self) -> None:
+        """Ask the daemon anew for its models, because they have changed."""
+        await self._catalogue.refresh()
+
     async def look_again(self) -> bool:
         """Ask a daemon that seems to be down, after waiting for one that is being started; say whether it is there."""
         if self._config.autostart and self._catalogue.is_down:
