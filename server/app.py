@@ -29,12 +29,14 @@ _log = logging.getLogger(__name__)
 class Application:
     """The HTTP application, and ``preload``, which loads what the settings want in memory from the start.
 
-    ``preload`` raises ``ModelLoadingFailed`` if a model cannot be loaded; requests may arrive meanwhile. ``router`` and
+    ``preload`` raises ``ModelLoadingFailed`` if a model cannot be loaded; requests may arrive meanwhile. ``wind_down``
+    is called when a shutdown begins: it ends what is not worth waiting for, because it goes on later. ``router`` and
     ``residency`` are what is behind the HTTP application, for who uses it without HTTP, within the application's life.
     """
 
     api: FastAPI
     preload: Callable[[], Awaitable[None]]
+    wind_down: Callable[[], object]
     router: ModelRouter
     residency: Residency
 
@@ -94,4 +96,4 @@ def create_application(settings: Settings) -> Application:
             )
 
     api = create_api(router, settings.api, lifespan, pool, disk.library, disk.ollama)
-    return Application(api, preload, router, pool)
+    return Application(api, preload, disk.library.end_pulls, router, pool)

@@ -210,13 +210,17 @@ class ModelLibrary:
         await self._tell(backend)
         return deleted
 
-    async def aclose(self) -> None:
-        """End the pulls, and close what the libraries hold open."""
-        pulls = list(self._going())
+    def end_pulls(self) -> Sequence[asyncio.Event]:
+        """Have all pulls fail, because the server is shutting down; returns what is set when their listeners know."""
+        pulls = self._going()
         for pull in pulls:
             pull.end(f"The pull of {pull.spec} was broken off: the server is shutting down. Pull again to go on.")
-        if pulls:
-            leaving = [asyncio.ensure_future(pull.left.wait()) for pull in pulls]
+        return [pull.left for pull in pulls]
+
+    async def aclose(self) -> None:
+        """End the pulls, and close what the libraries hold open."""
+        if pulls := self.end_pulls():
+            leaving = [asyncio.ensure_future(left.wait()) for left in pulls]
             _, late = await asyncio.wait(leaving, timeout=_PARTING_SECONDS)
             for task in late:
                 task.cancel()

@@ -26,6 +26,7 @@ case, port, log_format = sys.argv[1:]
 class Application:
     api: FastAPI
     preload: Callable[[], Awaitable[None]]
+    wind_down: Callable[[], object] = lambda: None
 
 
 @asynccontextmanager

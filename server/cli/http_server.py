@@ -47,6 +47,11 @@ class Servable(Protocol):
         """Loads models while requests may already arrive."""
         ...
 
+    @property
+    def wind_down(self) -> Callable[[], object]:
+        """Ends what a shutdown need not wait for; called when it begins."""
+        ...
+
 
 def run(loaded: LoadedSettings, create_application: Callable[[Settings], Servable]) -> None:
     """Serve until a signal asks to stop, then let running requests finish.
@@ -84,7 +89,7 @@ async def _serve(
     application = create_application(settings)
     url = base_url(settings.server.host, sockets[0])
     config = _uvicorn_config(application.api, settings.server)
-    server = _Server(config, application.preload, lambda: _announce(loaded, url))
+    server = _Server(config, application, lambda: _announce(loaded, url))
     # Modules and schemas stay for good: looking through them again takes the garbage collector 50 to 150 ms, in which
     # no stream gets a token.
     gc.collect()
@@ -123,11 +128,9 @@ class _Protocol(HttpToolsProtocol):
 class _Server(uvicorn.Server):
     """Uvicorn that loads models once it listens, stops if that fails, and takes stopping on a signal for a success."""
 
-    def __init__(
-        self, config: uvicorn.Config, preload: Callable[[], Awaitable[None]], announce: Callable[[], None]
-    ) -> None:
+    def __init__(self, config: uvicorn.Config, application: Servable, announce: Callable[[], None]) -> None:
         super().__init__(config)
-        self._preload = preload
+        self._application = application
         self._announce = announce
         self._loading: asyncio.Task[None] | None = None
 
@@ -141,11 +144,15 @@ class _Server(uvicorn.Server):
 
     async def _load(self) -> None:
         try:
-            await self._preload()
+            await self._application.preload()
         except BaseException:
             self.should_exit = True
             raise
         _log.info("ready")
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._application.wind_down()
+        await super().shutdown(sockets)
 
     async def end_loading(self) -> None:
         """Stop loading if it still goes on; raise what it failed with."""
@@ -224,7 +231,7 @@ def _announce(loaded: LoadedSettings, url: str) -> None:
     _log.info(
         "llmspell %s serves %s at %s (configuration: %s)",
         __version__,
-        ", ".join([*models, *(["Ollama's models"] if loaded.settings.ollama.enabled else [])]),
+        ", ".join([*models, *(["Ollama's models"] if loaded.settings.ollama.enabled else [])]) or "what it finds",
         url,
         loaded.source,
         extra={"url": url, "models": models, "configuration": loaded.source},

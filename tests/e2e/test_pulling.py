@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,8 @@ REPOSITORY = "me/Spell-GGUF"
 SPEC = f"hf.co/{REPOSITORY}:Q4_K_M"
 MISTRAL = "bartowski/Mistral-7B-Instruct-v0.3-GGUF"
 AUTO_PULL = "[store]\nauto_pull = true\n[api]\nloading_comment_seconds = 0.02\n"
+GRACE_SECONDS = 30
+"""What running requests get by default."""
 SLOW = 8e6
 """Bytes a second: a second for the demo model."""
 
@@ -135,6 +139,19 @@ def test_who_goes_away_ends_the_download_which_goes_on_later(start: Start, hub: 
     assert server.ask(model=SPEC, max_tokens=1).status_code == 200
     ranges = [each.headers.get("range") for each in hub.requests if not each.at_hub]
     assert ranges[-1] is not None, "it went on where it had stopped"
+
+
+def test_a_shutdown_does_not_wait_for_a_download(start: Start, hub: FakeHub) -> None:
+    hub.rules.append(Rule("/", Stall(after=1_000_000), times=1, at_hub=False))
+    server = start(variables=at(hub))
+    events = pull(server, SPEC)
+    assert any(event["done_bytes"] for event in events)
+    began = time.monotonic()
+    server.process.send_signal(signal.SIGTERM)
+    *_, last = events
+    assert "shutting down" in last["error"]["message"]
+    assert server.exit_code() == 0
+    assert time.monotonic() - began < GRACE_SECONDS
 
 
 def test_the_daemon_pulls_what_is_asked_of_it(start: Start, hub: FakeHub) -> None:

@@ -202,7 +202,7 @@ def test_the_human_log_names_the_url_the_models_and_the_configuration(tmp_path: 
         rest = process.stderr.read()
     assert re.search(
         r"INFO .* serves local/demo at http://127\.0\.0\.1:\d+/v1 "
-        r"\(configuration: LLMSPELL_OLLAMA__ENABLED, command line\)",
+        r"\(configuration: LLMSPELL_OLLAMA__ENABLED, LLMSPELL_STORE__DISCOVER, command line\)",
         lines[-1],
     )
     assert len(lines) == 1
