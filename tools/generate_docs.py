@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import html
 import inspect
 import json
 import re
-import subprocess
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
+
+from typer import Context
+from typer.main import get_command
 
 from server.api.config import ApiConfig
 from server.api.schemas import ChatCompletionBody
@@ -24,6 +26,7 @@ from server.api.unsupported import HERE, MESSAGE_PARAMETERS, OPENAI_PARAMETERS
 from server.backends.llamacpp import LlamaCppBackend
 from server.backends.ollama.backend import OllamaBackend
 from server.backends.ollama.config import OllamaConfig
+from server.cli import app
 from server.config_keys import KEYS, Key, LoggingConfig, ServerConfig
 from server.core.parameters import ParameterSupport, refused
 from server.pool.config import ModelConfig, PoolConfig
@@ -66,6 +69,15 @@ budget.
 
 The server writes one file: what models took when they were loaded, as `llmspell/footprints.json` in the user's cache
 directory (`$XDG_CACHE_HOME`, `~/.cache`). It may be deleted at any time."""
+
+
+COMPLETION = """\
+## Completion
+
+bash, zsh and fish complete commands, options and the names of models once `llmspell --install-completion` has written a
+script to where the shell looks for such; it says what else the shell needs, and changes no file of yours. The shell is
+the one that the environment variable `SHELL` names. `eval "$(llmspell --show-completion)"` does it for one session.
+Names are those of the files on this machine and of the recommended models."""
 
 
 def meanings(config: type) -> dict[str, str]:
@@ -187,10 +199,36 @@ def parameter_page() -> str:
 
 
 def command_page() -> str:
-    """Return docs/cli.md, from the help texts."""
-    command = [sys.executable, "-m", "typer", "server.cli", "utils", "docs", "--name", "llmspell"]
-    output = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout  # noqa: S603
-    return html.unescape(output).strip() + "\n"
+    """Return docs/cli.md: every command with its arguments, options and examples."""
+    command = get_command(app)
+    return "\n\n".join([*command_sections(command, "llmspell", level=1), COMPLETION]) + "\n"
+
+
+def command_sections(command: Any, name: str, level: int) -> Iterator[str]:  # noqa: ANN401 - a private type of typer's
+    """Yield the paragraphs about a command, and then those about the commands in it."""
+    context = Context(command, info_name=name)
+    yield f"{'#' * level} `{name}`"
+    yield inspect.cleandoc(command.help)
+    yield f"```console\n$ {' '.join([name, *command.collect_usage_pieces(context)])}\n```"
+    for title, kind in (("Arguments", "argument"), ("Options", "option")):
+        parameters = [each for each in command.get_params(context) if each.param_type_name == kind]
+        if records := [record for each in parameters if (record := each.get_help_record(context))]:
+            yield f"**{title}**:"
+            yield "\n".join(f"* `{shown}`: {meaning}" for shown, meaning in records)
+    if command.epilog:
+        yield "**Examples**:"
+        yield f"```console\n{example_lines(command.epilog)}\n```"
+    inner = [(each, command.get_command(context, each)) for each in getattr(command, "commands", {})]
+    if inner:
+        yield "**Commands**:"
+        yield "\n".join(f"* `{each}`: {each_command.help.splitlines()[0]}" for each, each_command in inner)
+    for each, each_command in inner:
+        yield from command_sections(each_command, f"{name} {each}", level + 1)
+
+
+def example_lines(epilog: str) -> str:
+    """Return the examples of a command as somebody types them."""
+    return "\n".join(f"$ {line.strip()}" for line in epilog.splitlines() if line.startswith("  "))
 
 
 def main() -> int:

@@ -9,19 +9,28 @@ from typing import Annotated
 import typer
 
 from server import __version__
-from server.cli import bench, chat, serve
+from server.cli import bench, chat, model, serve, shell_completion
+from server.cli.quick_start import QuickGroup
 from server.core.errors import LlmspellError
 
+_PROGRAM = "llmspell"
+
 app = typer.Typer(
-    name="llmspell",
-    help="Serve the language models of this machine through one OpenAI-compatible HTTP API.",
+    name=_PROGRAM,
+    cls=QuickGroup,
+    help="""Serve the language models of this machine through one OpenAI-compatible HTTP API.
+
+    Exit codes: 0 it is done; 1 it was refused or failed, and one line says why; 2 the command line is wrong; 130 it was
+    interrupted by Ctrl-C.""",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # rich takes longer to import than the help may take
     add_completion=False,
 )
 app.command("serve")(serve.serve)
-app.command("bench")(bench.bench)
+app.add_typer(model.group)
 app.command("chat", epilog=chat.EPILOG)(chat.chat)
+app.command("bench")(bench.bench)
 
 
 def _print_version(wanted: bool) -> None:  # noqa: FBT001 - the signature is typer's
@@ -36,12 +45,36 @@ def _options(
     version: Annotated[
         bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
     ] = False,
+    install_completion: Annotated[
+        bool,
+        typer.Option(
+            "--install-completion",
+            help="Have the shell (bash, zsh or fish; SHELL names it) complete commands, options and models, and exit.",
+            callback=shell_completion.install,
+            is_eager=True,
+        ),
+    ] = False,
+    show_completion: Annotated[
+        bool,
+        typer.Option(
+            "--show-completion",
+            help="Print the script for that, and exit.",
+            callback=shell_completion.show,
+            is_eager=True,
+        ),
+    ] = False,
 ) -> None:
-    del version
+    del version, install_completion, show_completion
 
 
-def main(command: Callable[[], object] = app) -> None:
+def _run() -> object:
+    return app(prog_name=_PROGRAM)
+
+
+def main(command: Callable[[], object] = _run) -> None:
     """Run the command; what this project refuses on purpose is one line on standard error and exit code 1."""
+    if shell_completion.is_asked():
+        shell_completion.prepare()
     try:
         command()
     except LlmspellError as error:

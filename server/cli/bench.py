@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import random
 import signal
 from collections.abc import Sequence
@@ -57,10 +56,10 @@ def bench(  # noqa: PLR0913 - the command's options
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Write one JSON document to standard output.")] = False,
 ) -> None:
-    """Measure models side by side: load time, memory, first token, tokens per second.
+    """Measure models side by side.
 
-    No server is needed: models are loaded here, or asked of the Ollama daemon, as `llmspell serve` does it. A server
-    that runs meanwhile takes its share of memory and cores.
+    Load time, memory, first token, tokens per second. No server is needed: models are loaded here, or asked of the
+    Ollama daemon, as `llmspell serve` does it. A server that runs meanwhile takes its share of memory and cores.
     """
     counts = stream_counts(streams)
     models, measured = what_to_measure([*(specs or []), *(model or [])], demo=demo)
@@ -157,7 +156,9 @@ def _settings(config: Path | None, models: dict[str, dict[str, Any]]) -> Setting
 
 
 def _run(settings: Settings, specs: Sequence[str], plan: BenchPlan) -> BenchResult:
-    from uvicorn.loops.auto import auto_loop_factory  # noqa: PLC0415 - slow imports, which --help does not need
+    import asyncio  # noqa: PLC0415 - slow imports, which --help does not need
+
+    from uvicorn.loops.auto import auto_loop_factory  # noqa: PLC0415
 
     from server.cli.bench_run import measure  # noqa: PLC0415
 

@@ -1,0 +1,72 @@
+"""``llmspell model pull``: downloads a model."""
+
+from __future__ import annotations
+
+import shlex
+import signal
+from contextlib import closing
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from server.cli.model_options import ConfigOption, JsonOption, PullArgument, ServerOption
+from server.cli.output import print_data, tell
+from server.core.errors import PullFailed
+
+if TYPE_CHECKING:
+    from server.cli.model_access import ModelAccess
+    from server.core.pulling import PullFinished
+
+_INTERRUPTED = 128 + signal.SIGINT
+
+
+def pull(
+    spec: PullArgument,
+    *,
+    quantization: Annotated[
+        str | None,
+        typer.Option(
+            "--quantization",
+            "-q",
+            metavar="Q",
+            help="Which file of a repository, such as Q4_K_M or Q8_0; Ollama's models have it in their tag instead.",
+            show_default="Q4_K_M, or the nearest to it",
+        ),
+    ] = None,
+    server: ServerOption = None,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Download a model, or what is missing of it.
+
+    Its spec is written to standard output in the end. A name without a backend goes to the Ollama daemon if it is up,
+    else to Hugging Face if it is a recommended model's; hf.co/... always goes to Hugging Face. Ctrl-C leaves what has
+    come: the same command goes on from there. With --json every event is one line.
+    """
+    from server.cli.model_access import open_access  # noqa: PLC0415 - --help does not need it
+
+    with open_access(server, config) as access:
+        try:
+            finished = _follow(access, spec, quantization, as_json=as_json)
+        except KeyboardInterrupt:
+            tell("Interrupted. What has come is kept: run the same command again to go on.")
+            raise typer.Exit(_INTERRUPTED) from None
+    if not as_json:
+        from server.core.library_json import model_id  # noqa: PLC0415 - --help does not need it
+
+        name = model_id(finished.model, finished.backend)
+        print_data(name)
+        tell(f"It is here. Try it with `llmspell chat {shlex.quote(name)}`.")
+
+
+def _follow(access: ModelAccess, spec: str, quantization: str | None, *, as_json: bool) -> PullFinished:
+    """Show a pull until its end."""
+    from server.cli.output_progress import pull_display  # noqa: PLC0415 - --help does not need it
+    from server.core.pulling import PullFinished  # noqa: PLC0415
+
+    with closing(access.pull(spec, quantization)) as events, pull_display(spec, as_json=as_json) as display:
+        for event in events:
+            display.show(event)
+            if isinstance(event, PullFinished):
+                return event
+    raise PullFailed("The download ended without saying how; run the same command again.")

@@ -1,0 +1,130 @@
+"""``llmspell model pull`` from a stand-in for Hugging Face."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+from collections.abc import Iterator
+
+import pytest
+from fakes.hub import Cut, FakeHub, Rule, Stall, Status
+from program import PATIENCE, Program
+
+REPOSITORY = "owner/repo-GGUF"
+FILE = "model-Q4_K_M.gguf"
+SPEC = f"hf.co/{REPOSITORY}"
+CONTENT = random.Random(1).randbytes(1 << 20)
+
+
+@pytest.fixture
+def hub(program: Program) -> Iterator[FakeHub]:
+    with FakeHub() as fake:
+        fake.add(REPOSITORY, {FILE: CONTENT, "model-Q8_0.gguf": CONTENT[::-1]})
+        program.variables["HF_ENDPOINT"] = fake.url
+        yield fake
+
+
+def test_standard_output_is_the_spec_and_nothing_else(program: Program, hub: FakeHub) -> None:
+    result = program.run("model", "pull", SPEC)
+    assert (result.code, result.output) == (0, f"local/{SPEC}:Q4_K_M@llamacpp\n")
+    assert f"llmspell chat local/{SPEC}:Q4_K_M@llamacpp" in result.errors
+    assert "\x1b" not in result.errors
+    assert "\r" not in result.errors
+    assert len(result.errors.splitlines()) < 20
+    assert (program.models / SPEC / FILE).read_bytes() == CONTENT
+    asked = len(hub.asked("/resolve/"))
+    again = program.run("model", "pull", SPEC)
+    assert (again.code, again.output) == (0, result.output)
+    assert len(hub.asked("/resolve/")) == asked
+    assert f"{SPEC}:Q4_K_M" in program.run("model", "list").output
+
+
+def test_the_quantization_chooses_the_file(program: Program, hub: FakeHub) -> None:
+    assert hub.url
+    result = program.run("model", "pull", SPEC, "--quantization", "q8_0")
+    assert (result.code, result.output) == (0, f"local/{SPEC}:Q8_0@llamacpp\n")
+    missing = program.run("model", "pull", SPEC, "--quantization", "Q2_K")
+    assert (missing.code, missing.output) == (1, "")
+    assert "Q8_0" in missing.errors
+
+
+def test_events_for_programs_are_those_of_the_stream_over_http(program: Program, hub: FakeHub) -> None:
+    hub.rules.append(Rule("/", Cut(1000), times=1, at_hub=False))
+    result = program.run("model", "pull", SPEC, "--json")
+    events = [json.loads(line) for line in result.output.splitlines()]
+    assert result.code == 0
+    assert {each["status"] for each in events} <= {"queued", "downloading", "checking", "done", "notice", "success"}
+    assert events[-1]["status"] == "success"
+    assert events[-1]["paths"] == [str(program.models / SPEC / FILE)]
+    assert events[-1]["id"] == f"local/{SPEC}:Q4_K_M@llamacpp"
+    assert any(each["status"] == "notice" for each in events)
+    assert any(each.get("total_bytes") == len(CONTENT) for each in events)
+
+
+def test_ctrl_c_keeps_what_has_come_and_the_same_command_goes_on(program: Program, hub: FakeHub) -> None:
+    hub.rules.append(Rule("/", Stall(600_000), times=1, at_hub=False))
+    with program.started("model", "pull", SPEC, "--json") as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if json.loads(line).get("done_bytes", 0) >= 500_000:
+                break
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 130
+    assert errors == "Interrupted. What has come is kept: run the same command again to go on.\n"
+    assert not (program.models / SPEC / FILE).exists()
+    sent = hub.bytes_sent
+    assert program.run("model", "pull", SPEC).code == 0
+    assert hub.bytes_sent - sent < len(CONTENT)
+    assert (program.models / SPEC / FILE).read_bytes() == CONTENT
+
+
+def test_on_a_terminal_there_is_a_bar_that_leaves_no_trace(program: Program, hub: FakeHub) -> None:
+    hub.bytes_per_second = 2_000_000
+    result = program.on_terminal("model", "pull", SPEC)
+    assert result.code == 0
+    assert "downloading" in result.output
+    assert "of 1.0 MB" in result.output
+    assert "MB/s" in result.output or "kB/s" in result.output
+    assert result.output.rstrip().endswith(f"`llmspell chat local/{SPEC}:Q4_K_M@llamacpp`.")
+
+
+@pytest.mark.parametrize(
+    ("action", "hint"),
+    [
+        (Status(401, "GatedRepo", "Access to model is restricted."), "HF_TOKEN"),
+        (Status(404, "RepoNotFound", "Repository not found"), "owner/repo-GGUF"),
+    ],
+)
+def test_a_refusal_is_one_line_that_says_what_to_do(action: Status, hint: str, program: Program, hub: FakeHub) -> None:
+    hub.rules.append(Rule("/api/models", action))
+    result = program.run("model", "pull", SPEC)
+    assert (result.code, result.output) == (1, "")
+    assert result.errors.splitlines()[-1].startswith("llmspell: error: ")
+    assert hint in result.errors
+    assert "Traceback" not in result.errors
+
+
+def test_without_a_network_it_is_said(program: Program) -> None:
+    program.variables["HF_HUB_OFFLINE"] = "1"
+    result = program.run("model", "pull", SPEC)
+    assert (result.code, result.output) == (1, "")
+    assert "HF_HUB_OFFLINE" in result.errors
+
+
+def test_a_name_that_nobody_knows_is_refused_with_both_ways(program: Program) -> None:
+    result = program.run("model", "pull", "nothing:1b")
+    assert (result.code, result.output) == (1, "")
+    assert "ollama/nothing:1b" in result.errors
+    assert "hf.co/" in result.errors
+
+
+def test_a_folder_that_cannot_be_written_to_is_named(program: Program, hub: FakeHub) -> None:
+    assert hub.url
+    program.models.parent.mkdir(parents=True)
+    program.models.write_text("not a folder")
+    result = program.run("model", "pull", SPEC)
+    assert (result.code, result.output) == (1, "")
+    assert str(program.models) in result.errors
+    assert "Traceback" not in result.errors
