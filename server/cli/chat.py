@@ -17,6 +17,7 @@ import typer
 from server.cli.chat_screen import Screen
 from server.cli.chat_session import Conversation, Reply, Session
 from server.cli.chat_source import ChatMessage, ChatOptions, ChatSource
+from server.cli.examples import examples
 from server.cli.serve import DEMO_MODEL, demo_model_path, models_from_arguments
 from server.cli.server_lookup import listens, named_server
 from server.client.address import url_of
@@ -25,17 +26,12 @@ from server.core.errors import InvalidRequest, LlmspellError
 _INTERRUPTED = 128 + signal.SIGINT
 _MAX_TEMPERATURE = 2.0
 
-EPILOG = """Examples:
-
-llmspell chat local/llama3.1:8b
-
-llmspell chat --demo
-
-llmspell chat path/to/model.gguf --system "Answer in one sentence."
-
-git diff | llmspell chat llama3.1:8b --system "Write a commit message." > message.txt
-
-Exit codes: 0 an answer, 1 none, 2 wrong usage, 130 Ctrl-C."""
+EPILOG = examples(
+    ("llmspell chat local/llama3.1:8b", "a conversation"),
+    ("llmspell chat --demo", "with the small bundled model"),
+    ('llmspell chat path/to/model.gguf --system "Answer in one sentence."', "with a file"),
+    ('git diff | llmspell chat llama3.1:8b --system "Write a commit message."', "one answer, for a script"),
+)
 
 
 def chat(  # noqa: PLR0913 - the command's options

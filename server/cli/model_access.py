@@ -273,7 +273,7 @@ async def _loaded(daemon: OllamaLibrary, spec: ModelSpec, state: ModelState) -> 
 
     found = await daemon.find(spec.model)
     name = spec.model if found is None else found.model
-    size = None if found is None else found.size_bytes
+    size = 0 if found is None else found.size_bytes
     return LoadedModel(model_id(name, BackendName.OLLAMA), BackendName.OLLAMA, state, size)
 
 

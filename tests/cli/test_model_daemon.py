@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from fakes.ollama import FakeModel, FakeOllama
 from program import Program
-
-from made_stores import put_ollama
+from store.made_stores import put_ollama
 
 
 @pytest.fixture

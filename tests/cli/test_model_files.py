@@ -12,8 +12,7 @@ from pathlib import Path
 
 import pytest
 from program import NOWHERE, Program
-
-from made_stores import put, put_hub, put_ollama
+from store.made_stores import put, put_hub, put_ollama
 
 from server import __version__
 

@@ -5,15 +5,12 @@ from __future__ import annotations
 import json
 import random
 import signal
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
+from e2e.serving import Server
 from fakes.hub import FakeHub, Rule, Stall
 from program import PATIENCE, Program
-
-from serving import Server
 
 REPOSITORY = "owner/repo-GGUF"
 SPEC = f"hf.co/{REPOSITORY}:Q4_K_M"
@@ -75,7 +72,8 @@ def test_a_list_has_states(client: Program) -> None:
     assert (demo["state"], demo["source"]) == ("warm", "config")
     assert "warm" in client.run("model", "list").output
     assert client.run("model", "show", "demo", "--json").document["state"] == "warm"
-    assert "state          warm" in client.run("model", "show", "demo").output
+    shown = dict(line.split(maxsplit=1) for line in client.run("model", "show", "demo").output.splitlines()[:6])
+    assert shown["state"] == "warm"
 
 
 def test_load_and_unload(client: Program) -> None:
