@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from server import __version__
-from server.cli import bench, chat, model, serve, shell_completion
+from server.cli import bench, chat, doctor, model, serve, shell_completion
 from server.cli.quick_start import QuickGroup
 from server.core.errors import LlmspellError
 
@@ -31,6 +31,7 @@ app.command("serve")(serve.serve)
 app.add_typer(model.group)
 app.command("chat", epilog=chat.EPILOG)(chat.chat)
 app.command("bench")(bench.bench)
+app.command("doctor", epilog=doctor.EXAMPLES)(doctor.doctor)
 
 
 def _print_version(wanted: bool) -> None:  # noqa: FBT001 - the signature is typer's
