@@ -19,7 +19,7 @@ from server.pool.background import in_thread
 from server.pool.config import ModelConfig
 from server.store.header_cache import HeaderCache
 from server.store.hub_listing import ChecksumKind
-from server.store.lookout import real_folder
+from server.store.lookout import Lookout, Refused, real_folder
 from server.store.model_files import FoundModel
 from server.store.model_index import ModelIndex, NamedModel
 from server.store.model_names import read_file_name
@@ -272,15 +272,16 @@ class LlamaCppLibrary:
 
     def _taken_in(self, plan: PullPlan, downloaded: Downloaded) -> str:
         """Have the index know what was downloaded; return its name there."""
+        for file in plan.files:
+            if file.checksum.kind is ChecksumKind.SHA256:
+                with suppress(Refused):  # somebody deletes it at once
+                    state = Lookout(0).file(self._own / plan.place_of(file), None)
+                    self._cache.note_digest(state, file.checksum.digest)
         listing = self._index.refresh()
+        self._index.save()
         real = real_folder(downloaded.path)
         everything = (named for entry in listing.entries for named in (entry.main, *entry.copies))
         named = next((each for each in everything if real_folder(each.found.path) == real), None)
-        digests = {file.name: file.checksum.digest for file in plan.files if file.checksum.kind is ChecksumKind.SHA256}
-        for file in () if named is None else named.found.files:
-            if file.path.name in digests:
-                self._cache.note_digest(file, digests[file.path.name])
-        self._index.save()
         if named is not None and named.names:
             return named.names[0]
         quantization = plan.model.quantization or downloaded.path.name

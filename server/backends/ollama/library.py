@@ -75,19 +75,11 @@ class OllamaLibrary:
 
     async def health(self) -> BackendHealth:
         """Ask the daemon for its version; who asks often is not kept waiting by one that is down."""
-        if self._probing is None:
-            if self._breaker.reason is not None and not self._breaker.may_probe(self._clock()):
-                return self._down(self._breaker.reason)
-            self._probing = asyncio.create_task(self._probe())
-            self._probing.add_done_callback(self._forget_probe)
-        probing = self._probing
-        patience = None if self._breaker.reason is None else _KNOWN_DOWN_SECONDS
-        await asyncio.wait([probing], timeout=patience)
-        return probing.result() if probing.done() else self._down(self._breaker.reason or "it takes too long")
+        return await self._health(_KNOWN_DOWN_SECONDS)
 
     async def models(self) -> Sequence[InstalledModel]:
         """List the daemon's models, with whether they are in memory; none while it is down."""
-        if not (await self.health()).is_up:
+        if not (await self._health()).is_up:
             return []
         try:
             return await self._listed()
@@ -203,6 +195,23 @@ class OllamaLibrary:
             )
         return self._client
 
+    async def _health(self, patience: float | None = None) -> BackendHealth:
+        """Ask the daemon, unless it was down a moment ago.
+
+        Args:
+            patience: how long one that was down when it was last asked gets to answer; ``None`` for as long as any.
+
+        """
+        reason = self._breaker.reason
+        if self._probing is None:
+            if reason is not None and not self._breaker.may_probe(self._clock()):
+                return self._down(reason)
+            self._probing = asyncio.create_task(self._probe())
+            self._probing.add_done_callback(self._forget_probe)
+        probing = self._probing
+        await asyncio.wait([probing], timeout=None if reason is None else patience)
+        return probing.result() if probing.done() else self._down(reason or "it takes too long")
+
     async def _probe(self) -> BackendHealth:
         if self._client is None and (reason := await self._refusal()) is not None:
             self._is_something_else = False
@@ -250,7 +259,7 @@ class OllamaLibrary:
             BackendError: it is not; says how to start it.
 
         """
-        health = await self.health()
+        health = await self._health()
         if not health.is_up:
             raise self._outage(health.reason or "it is down")
 
