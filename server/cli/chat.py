@@ -69,13 +69,14 @@ def chat(  # noqa: PLR0913 - the command's options
     """
     if spec is None and not demo:
         raise typer.BadParameter("name one, such as local/llama3.1:8b; --demo is the bundled one.", param_hint="'SPEC'")
+    wanted = _wanted(spec or DEMO_MODEL, server, config, demo=demo)
     options = ChatOptions(temperature, max_tokens)
     screen = Screen(_forgiving(sys.stdout), _forgiving(sys.stderr), as_json=as_json)
     # what is running is given up in the same way, whoever asks for it
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
-        question = None if sys.stdin.isatty() else _piped_question()
-        with _Chat(_Wanted(spec or DEMO_MODEL, server, config, demo=demo), options, screen) as talk:
+        question = None if sys.stdin is not None and sys.stdin.isatty() else _piped_question()
+        with _Chat(wanted, options, screen) as talk:
             if question is None:
                 is_orderly = talk.converse(system, timings=timings)
             else:
@@ -88,12 +89,12 @@ def chat(  # noqa: PLR0913 - the command's options
 
 @dataclass(frozen=True, slots=True)
 class _Wanted:
-    """Which model, and where it is to run."""
+    """Which model, and where it is to run: ``models`` is the table that files make, which no server has."""
 
     spec: str
+    models: dict[str, dict[str, Any]]
     server: str | None
     config: Path | None
-    demo: bool
 
     async def source(self, tell: Callable[[str], None]) -> ChatSource:
         """Find who answers.
@@ -102,26 +103,22 @@ class _Wanted:
             ConfigurationError: what was said cannot be used.
 
         """
-        models, spec = _files(self.spec, demo=self.demo)
-        if models and self.server is not None:
-            raise typer.BadParameter("a server has models of its own; name one of them.", param_hint="'--server'")
-        if models:
-            return _in_process(self.config, models, spec)
-        return await self._on_server(spec, tell) or _in_process(self.config, {}, spec)
+        on_server = None if self.models else await self._on_server(tell)
+        return on_server or _in_process(self.config, self.models, self.spec)
 
-    async def _on_server(self, spec: str, tell: Callable[[str], None]) -> ChatSource | None:
+    async def _on_server(self, tell: Callable[[str], None]) -> ChatSource | None:
         from server.cli.chat_server import ServerChat  # noqa: PLC0415 - slow imports, not for --help
 
         address = named_server(self.server)
         if address is not None:
-            return ServerChat(address.url, spec)
+            return ServerChat(address.url, self.spec)
         from server.config_sources import load_configuration  # noqa: PLC0415
 
         configured = load_configuration(None, self.config).configuration.server
         url = url_of(configured.host, configured.port)
         if not listens(url):
             return None
-        found = ServerChat(url, spec)
+        found = ServerChat(url, self.spec)
         if await found.is_server():
             return found
         await found.aclose()
@@ -129,11 +126,12 @@ class _Wanted:
         return None
 
 
-def _files(spec: str, *, demo: bool) -> tuple[dict[str, dict[str, Any]], str]:
-    """Return the ``models`` table that files make, and the spec to ask."""
+def _wanted(spec: str, server: str | None, config: Path | None, *, demo: bool) -> _Wanted:
     is_file = spec.lower().endswith(".gguf") or Path(spec).is_file()
     models = models_from_arguments([*([spec] if is_file else []), *([str(demo_model_path())] if demo else [])])
-    return models, next(iter(models)) if is_file else spec
+    if models and server is not None:
+        raise typer.BadParameter("a server has models of its own; name one of them.", param_hint="'--server'")
+    return _Wanted(next(iter(models)) if is_file else spec, models, server, config)
 
 
 def _in_process(config: Path | None, models: dict[str, dict[str, Any]], spec: str) -> ChatSource:
@@ -218,7 +216,7 @@ def _line_reader() -> Callable[[str], str]:
 
 def _piped_question() -> str:
     try:
-        question = sys.stdin.buffer.read().decode().strip()
+        question = "" if sys.stdin is None else sys.stdin.buffer.read().decode().strip()
     except UnicodeDecodeError as error:
         raise InvalidRequest("Standard input is not UTF-8 text.") from error
     if not question:

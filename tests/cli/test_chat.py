@@ -132,6 +132,15 @@ def test_no_question(question: str) -> None:
     assert (done.stdout, done.returncode) == ("", 2)
 
 
+def test_no_standard_input() -> None:
+    closed = [sys.executable, "-c", "import os, sys; os.close(0); os.execv(sys.executable, sys.argv[1:])"]
+    done = subprocess.run(
+        [*closed, *command("--demo")], capture_output=True, text=True, timeout=TIMEOUT, check=False, env=os.environ
+    )
+    assert (done.stdout, done.returncode) == ("", 2)
+    assert "Traceback" not in done.stderr
+
+
 def test_a_question_that_is_no_text() -> None:
     done = ask(b"\xff\xfe", "--demo")
     assert (done.stdout, done.returncode) == ("", 1)

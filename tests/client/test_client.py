@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import socket
 import subprocess
 import sys
@@ -172,6 +173,28 @@ def test_a_pull_is_left_when_the_iterator_is_closed(pull: Pull) -> None:
 
     with Answering(endless) as server:
         assert pull(server.url, "phi3", enough=lambda _: True) == [PullNotice("still here")]
+        assert server.left.wait(PATIENCE), "the connection is still open"
+
+
+def test_a_loop_that_is_left_leaves_the_pull() -> None:
+    def endless(connection: socket.socket) -> None:
+        connection.sendall(stream_head())
+        while True:
+            connection.sendall(b'data: {"status": "notice", "message": "still here"}\n\n')
+
+    with Answering(endless) as server:
+        with LocalLLM(server.url) as llm:
+            for _ in llm.pull("phi3"):
+                break
+        assert server.left.wait(PATIENCE), "the connection is still open"
+
+    async def leave(url: str) -> None:
+        async with AsyncLocalLLM(url) as llm:
+            async for _ in llm.pull("phi3"):
+                break
+
+    with Answering(endless) as server:
+        asyncio.run(leave(server.url))
         assert server.left.wait(PATIENCE), "the connection is still open"
 
 
