@@ -13,6 +13,7 @@ from typing import Any
 
 import httpx
 import pytest
+from fakes.hub import FakeHub
 from fakes.ollama import Call, FakeModel, FakeOllama, Reply
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -52,23 +53,31 @@ def daemon() -> Iterator[FakeOllama]:
 
 
 @pytest.fixture(scope="session")
-def server(daemon: FakeOllama, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def hub() -> Iterator[FakeHub]:
+    """A stand-in for Hugging Face with the demo model."""
+    with FakeHub() as running:
+        running.add("owner/spell-GGUF", {"spell.F16.gguf": ROOT / "server" / "assets" / "demo.gguf"})
+        yield running
+
+
+@pytest.fixture(scope="session")
+def server(daemon: FakeOllama, hub: FakeHub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a server that has ``config.toml`` of the examples, and both backends."""
     home = tmp_path_factory.mktemp("home")
-    limits = ("DETECTION_TIMEOUT_SECONDS", "CONNECT_TIMEOUT_SECONDS")
-    variables = {f"LLMSPELL_OLLAMA__{name}": "30" for name in limits}  # machines are busy
+    variables = {
+        "HF_ENDPOINT": hub.url,
+        "LLMSPELL_LOGGING__FORMAT": "json",
+        "LLMSPELL_OLLAMA__CONNECT_TIMEOUT_SECONDS": "30",  # machines are busy
+        "LLMSPELL_OLLAMA__DETECTION_TIMEOUT_SECONDS": "30",
+        "LLMSPELL_OLLAMA__URL": daemon.url,
+        "LLMSPELL_ROUTING__PREFER": "llamacpp",
+    }
     with subprocess.Popen(
         [
             *(sys.executable, "-m", "server", "serve", "--demo", "--port", "0"),
             *("--config", str(EXAMPLES / "config.toml")),
         ],
-        env=environment(home)
-        | variables
-        | {
-            "LLMSPELL_OLLAMA__URL": daemon.url,
-            "LLMSPELL_LOGGING__FORMAT": "json",
-            "LLMSPELL_ROUTING__PREFER": "llamacpp",
-        },
+        env=environment(home) | variables,
         cwd=home,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,

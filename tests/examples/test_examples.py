@@ -101,6 +101,22 @@ def test_manage(run: Run) -> None:
     assert done.stdout.endswith("unloaded: cold\n")
 
 
+def test_manage_pulls_what_is_missing(run: Run) -> None:
+    done = run("manage.py", "hf.co/owner/spell-GGUF:F16")
+    assert done.returncode == 0, done.stderr
+    assert "100.0%" in done.stderr
+    assert "hf.co/owner/spell-GGUF:F16: llama, 2048 tokens of context" in done.stdout
+    assert done.stdout.endswith("unloaded: cold\n")
+    done = run("chat.py", "hf.co/owner/spell-GGUF:F16", typed=f"{PARIS}\n")
+    assert "Paris" in done.stdout
+
+
+def test_manage_pulls_nothing_that_nobody_has(run: Run) -> None:
+    done = run("manage.py", "hf.co/owner/nothing")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+
+
 def test_manage_without_a_server(run: Run) -> None:
     done = run("manage.py", url=NO_SERVER)
     assert (done.stdout, done.returncode) == ("", 1)
