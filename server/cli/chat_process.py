@@ -12,7 +12,7 @@ from server.cli.chat_source import ChatMessage, ChatOptions, Ended, Piece, Reaso
 from server.config import Settings
 from server.core.events import ChoiceFinished, Event, Failed, Finished, ReasoningDelta, TextDelta
 from server.core.model_spec import BackendName
-from server.core.ports import Backend
+from server.core.ports import Backend, LoadProgress
 from server.core.request import ChatRequest, Message, Role, SamplingParameters
 from server.router import Route
 
@@ -62,8 +62,7 @@ class ProcessChat:
         async with Answer(route, _request(route, messages, options), _anybody) as answer:
             while not await answer.opened(_LOOK_SECONDS):
                 if (progress := answer.progress()) is not None:
-                    waiting = " (waiting for memory)" if progress.is_queued else ""
-                    yield Waiting(f"loading {progress.fraction:.0%}{waiting}")
+                    yield _waiting(progress)
             async for batch in answer.batches():
                 for event in batch:
                     if isinstance(event, ChoiceFinished):
@@ -81,6 +80,11 @@ class ProcessChat:
             await self._life.enter_async_context(api.router.lifespan_context(api))
             self._lives = True
         return await self._application.router.route(self.spec)
+
+
+def _waiting(progress: LoadProgress) -> Waiting:
+    doing = "downloading" if progress.is_download else "loading"
+    return Waiting(f"{doing} {progress.fraction:.0%}{' (waiting for memory)' if progress.is_queued else ''}")
 
 
 def _piece(event: Event, reason: str | None, backend: BackendName) -> Piece | None:

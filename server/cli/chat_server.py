@@ -13,7 +13,7 @@ from server.client.http import async_client, patience, translated
 from server.core.errors import LlmspellError
 
 _SHORT_SECONDS = 10.0
-_LOADING = "loading"
+_WAITING = ("loading", "downloading")
 
 
 class ServerChat:
@@ -93,7 +93,7 @@ class _AnswerReader:
         with understanding(self._url):
             for event in self._events.feed(received):
                 match event:
-                    case Comment() if event.text.startswith(_LOADING):
+                    case Comment() if event.text.startswith(_WAITING):
                         yield Waiting(event.text)
                     case Data(text=text) if text == DONE:
                         self._is_over = True

@@ -320,7 +320,8 @@ def test_a_load_is_seen() -> None:
     go_on = threading.Event()
 
     def loading(connection: socket.socket) -> None:
-        connection.sendall(stream_head() + b": loading 42% (waiting for memory)\n\n")
+        connection.sendall(stream_head() + b": keep-alive\n\n: downloading 7%\n\n")
+        connection.sendall(b": loading 42% (waiting for memory)\n\n")
         assert go_on.wait(TIMEOUT)
         for data in (json.dumps(chunk(content="Ready.")), "[DONE]"):
             connection.sendall(f"data: {data}\n\n".encode())
@@ -332,6 +333,7 @@ def test_a_load_is_seen() -> None:
         terminal.wait_for(f"local/x, on the server at {server.url}.")
         terminal.wait_for(">>> ")
         terminal.type("Hello")
+        terminal.wait_for("downloading 7%")
         terminal.wait_for("loading 42% (waiting for memory)")
         go_on.set()
         terminal.wait_for("Ready.\n")
