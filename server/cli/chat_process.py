@@ -47,7 +47,8 @@ class ProcessChat:
             LlmspellError: there is no such model, or its backend is down.
 
         """
-        await self._route()
+        if (await self._route()).fetch is not None:
+            return self.spec  # it is downloaded for the first question
         return (await self._application.router.model(self.spec)).id
 
     async def answer(self, messages: Sequence[ChatMessage], options: ChatOptions) -> AsyncGenerator[Piece]:
@@ -79,7 +80,7 @@ class ProcessChat:
             api = self._application.api
             await self._life.enter_async_context(api.router.lifespan_context(api))
             self._lives = True
-        return await self._application.router.route(self.spec)
+        return await self._application.router.route(self.spec, may_fetch=True)
 
 
 def _waiting(progress: LoadProgress) -> Waiting:

@@ -14,11 +14,13 @@ from pathlib import Path
 
 import pytest
 from fakes.answering import Answering, envelope, stream, stream_head, whole
+from fakes.hub import FakeHub
 from fakes.ollama import FakeModel, FakeOllama, Pause, Reply
 from terminal import CTRL_C, CTRL_D, Terminal
 from typer.testing import CliRunner
 
 from server.cli import app
+from server.cli.serve import demo_model_path
 
 TIMEOUT = 120
 NO_DAEMON = {"LLMSPELL_OLLAMA__ENABLED": "false"}
@@ -91,7 +93,7 @@ def test_one_question(tmp_path: Path) -> None:
 
 def test_a_file(tmp_path: Path) -> None:
     path = tmp_path / "my demo.gguf"
-    path.symlink_to(Path(sys.modules["server"].__file__ or "").parent / "assets" / "demo.gguf")
+    path.symlink_to(demo_model_path())
     done = ask(PARIS, str(path), "--temperature", "0", "--json")
     document = json.loads(done.stdout)
     assert (document["model"], document["content"], document["finish_reason"]) == ("local/my demo", ANSWER, "stop")
@@ -116,6 +118,17 @@ def test_reasoning_is_not_part_of_the_answer(daemon: FakeOllama) -> None:
     assert (done.stdout, done.returncode) == ("Four.\n", 0)
     assert "Two and two" not in done.stderr
     assert json.loads(ask("2 + 2?", "think", "--json", variables=using(daemon)).stdout)["reasoning"] == "Two and two."
+
+
+def test_a_model_that_may_be_downloaded_first() -> None:
+    spec = "hf.co/owner/spell-GGUF:F16"
+    with FakeHub() as hub:
+        hub.add("owner/spell-GGUF", {"spell.F16.gguf": demo_model_path()})
+        variables = NO_DAEMON | {"HF_ENDPOINT": hub.url}
+        assert ask(PARIS, spec, "--temperature", "0", variables=variables).returncode == 1
+        done = ask(PARIS, spec, "--temperature", "0", variables=variables | {"LLMSPELL_STORE__AUTO_PULL": "true"})
+        assert (done.stdout, done.returncode) == (f"{ANSWER}\n", 0), done.stderr
+        assert ask(PARIS, spec, "--temperature", "0", variables=NO_DAEMON).stdout == f"{ANSWER}\n"
 
 
 def test_no_such_model() -> None:
