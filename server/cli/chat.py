@@ -24,6 +24,7 @@ from server.client.address import url_of
 from server.core.errors import InvalidRequest, LlmspellError
 
 _INTERRUPTED = 128 + signal.SIGINT
+_TERMINATED = 128 + signal.SIGTERM
 _MAX_TEMPERATURE = 2.0
 
 EPILOG = examples(
@@ -72,19 +73,32 @@ def chat(  # noqa: PLR0913 - the command's options
     wanted = _wanted(spec or DEMO_MODEL, server, config, demo=demo)
     options = ChatOptions(temperature, max_tokens)
     screen = Screen(_forgiving(sys.stdout), _forgiving(sys.stderr), as_json=as_json)
-    # what is running is given up in the same way, whoever asks for it
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    termination = _Termination()
     try:
         question = None if sys.stdin is not None and sys.stdin.isatty() else _piped_question()
-        with _Chat(wanted, options, screen) as talk:
+        with _Chat(wanted, options, screen, termination) as talk:
             if question is None:
                 is_orderly = talk.converse(system, timings=timings)
             else:
                 is_orderly = talk.answer_once(system, question, timings=timings)
     except KeyboardInterrupt:
         is_orderly = False
+    if termination.came:
+        raise typer.Exit(_TERMINATED)
     if not is_orderly:
         raise typer.Exit(_INTERRUPTED)
+
+
+class _Termination:
+    """SIGTERM: what is running is given up as for Ctrl-C, but there is no second chance."""
+
+    def __init__(self) -> None:
+        self.came = False
+        signal.signal(signal.SIGTERM, self._note)
+
+    def _note(self, *_: object) -> None:
+        self.came = True
+        signal.raise_signal(signal.SIGINT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,8 +164,9 @@ def _in_process(config: Path | None, models: dict[str, dict[str, Any]], spec: st
 class _Chat:
     """Answers on an event loop of its own, which rests between answers; a context manager."""
 
-    def __init__(self, wanted: _Wanted, options: ChatOptions, screen: Screen) -> None:
+    def __init__(self, wanted: _Wanted, options: ChatOptions, screen: Screen, termination: _Termination) -> None:
         self._wanted = wanted
+        self._termination = termination
         self._options = options
         self._screen = screen
 
@@ -173,7 +188,17 @@ class _Chat:
         model = self._runner.run(self._source.check())
         self._screen.tell(f"{model}, {self._source.place}. /help lists commands, Ctrl-D leaves.")
         conversation = Conversation(model, system)
-        return Session(conversation, self._reply, self._screen, _line_reader(), timings=timings).run()
+        read_line = _line_reader()
+
+        def read(prompt: str) -> str:
+            try:
+                return read_line(prompt)
+            except KeyboardInterrupt:
+                if self._termination.came:
+                    raise EOFError from None
+                raise
+
+        return Session(conversation, self._reply, self._screen, read, timings=timings).run()
 
     def answer_once(self, system: str | None, question: str, *, timings: bool) -> bool:
         """Answer one question; return whether it was answered, and not stopped by Ctrl-C."""
@@ -187,7 +212,10 @@ class _Chat:
         try:
             self._runner.run(self._show(conversation))
         except KeyboardInterrupt:
-            return Reply(self._screen.end(conversation.model), was_stopped=True)
+            text = self._screen.end(conversation.model)
+            if self._termination.came:
+                raise
+            return Reply(text, was_stopped=True)
         except LlmspellError:
             self._screen.drop()
             raise

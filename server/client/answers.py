@@ -93,7 +93,8 @@ def _glimpse(body: bytes) -> str:
     """Show what a person would recognize of an answer that a program does not."""
     text = body[: 64 * 1024].decode(errors="replace")
     title = _TITLE.search(text)
-    shown = " ".join((title[1] if title else text).split())
+    words = " ".join((title[1] if title else text).split())
+    shown = "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in words)
     return f" ({shown[:_MAX_SHOWN]})" if shown else ""
 
 

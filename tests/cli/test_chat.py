@@ -174,7 +174,7 @@ def test_wrong_usage_is_exit_code_2(arguments: list[str]) -> None:
     assert CliRunner().invoke(app, ["chat", *arguments], input="Hello").exit_code == 2
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
 def test_a_stopped_answer(daemon: FakeOllama, number: signal.Signals) -> None:
     with subprocess.Popen(
         command("endless"),
@@ -189,7 +189,7 @@ def test_a_stopped_answer(daemon: FakeOllama, number: signal.Signals) -> None:
         process.stdin.close()
         assert process.stdout.read(5) == b" word"
         process.send_signal(number)
-        assert process.wait(TIMEOUT) == INTERRUPTED
+        assert process.wait(TIMEOUT) == 128 + number
         daemon.wait_for(lambda: daemon.num_running == 0)
 
 
@@ -292,6 +292,18 @@ def test_ctrl_c_stops_the_answer_and_then_the_program(daemon: FakeOllama) -> Non
         terminal.wait_for(">>> ")
         terminal.press(CTRL_C)
         assert terminal.exit_code() == INTERRUPTED
+
+
+@pytest.mark.parametrize("typed", ["", "Go on."], ids=["at the prompt", "within an answer"])
+def test_sigterm_ends_a_conversation(daemon: FakeOllama, typed: str) -> None:
+    with Terminal(command("endless"), using(daemon)) as terminal:
+        terminal.wait_for(">>> ")
+        if typed:
+            terminal.type(typed)
+            terminal.wait_for(" word word word")
+        terminal.process.terminate()
+        assert terminal.exit_code() == 128 + signal.SIGTERM
+    daemon.wait_for(lambda: daemon.num_running == 0)
 
 
 def test_ctrl_c_at_the_prompt(daemon: FakeOllama) -> None:

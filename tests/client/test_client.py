@@ -233,6 +233,7 @@ GARBAGE: dict[str, tuple[Reply, str]] = {
     "not found page": (whole("<h1>404</h1>", 404), "404"),
     "redirect": (whole("", 302, location="https://login.example/"), "sends on to https://login.example/"),
     "empty": (whole(""), "no JSON"),
+    "colours": (whole("\x1b[31mred", 500), "500 .\ufffd.31mred"),
     "a list": (whole([]), "no JSON object"),
     "something else's JSON": (whole({"detail": "Not Found"}, 404), "Not Found"),
     "something else's error": (whole({"error": "model not found"}, 404), "model not found"),
