@@ -268,8 +268,7 @@ class ModelLibrary:
         raise _nobody_can_pull(spec, down)
 
     async def _not_found(self, spec: ModelSpec) -> ModelNotFound:
-        models = await self.models(spec.backend)
-        names = list(dict.fromkeys(name for each in models for name in (each.model, *each.other_names) if name))
+        names = list(dict.fromkeys(each.model for each in await self.models(spec.backend) if each.model))
         closest = difflib.get_close_matches(spec.model, names[:_MAX_COMPARED], n=_MAX_SUGGESTIONS, cutoff=0.5)
         alike = f" Did you mean {' or '.join(closest)}?" if closest else ""
         down = [each for each in await self.health() if not each.is_up and spec.backend in (None, each.name)]

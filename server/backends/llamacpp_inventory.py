@@ -60,9 +60,8 @@ class Inventory:
         return None if named is None else self._stocked(named)
 
     def names(self) -> Sequence[str]:
-        """Return all names that models have."""
-        names = (name for entry in self.index.listing().entries for name in entry.names)
-        return list(dict.fromkeys((*self.configured, *names)))
+        """Return the names of the models, one of each."""
+        return [*self.configured, *(entry.name for entry in self.index.listing().entries if entry.name is not None)]
 
     def _stocked(self, named: NamedModel) -> StockedModel:
         listing = self.index.listing()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import difflib
 import importlib.util
 from collections import Counter
@@ -76,6 +77,7 @@ class LlamaCppLibrary:
         self._inventory = Inventory(index, configured)
         self._make_downloads = downloads
         self._downloads: Downloads | None = None
+        self._making_downloads = asyncio.Lock()
         self._pulling: Counter[Path] = Counter()
 
     async def health(self) -> BackendHealth:
@@ -117,9 +119,8 @@ class LlamaCppLibrary:
 
         """
         wanted = find_wanted(spec, quantization, self._recommended)
-        if self._downloads is None:
-            self._downloads = await in_thread(self._make_downloads)
-        plan = plan_pull(await self._downloads.listing(wanted.repository), wanted.quantization)
+        downloads = await self._get_downloads()
+        plan = plan_pull(await downloads.listing(wanted.repository), wanted.quantization)
         if (there := await in_thread(self._elsewhere, plan)) is not None:
             yield PullNotice(f"The same files are on this machine already, at {there.found.path}; they are used there.")
             yield PullFinished(there.names[0], self.backend, (there.found.path, *there.found.projectors))
@@ -127,7 +128,7 @@ class LlamaCppLibrary:
         places = [real_folder(self._own) / plan.place_of(file) for file in plan.files]
         self._pulling.update(places)
         try:
-            async with aclosing(self._downloads.pull(plan)) as events:
+            async with aclosing(downloads.pull(plan)) as events:
                 async for event in events:
                     if isinstance(event, PullProgress | PullNotice):
                         yield event
@@ -148,6 +149,12 @@ class LlamaCppLibrary:
 
         """
         return await in_thread(self._delete, name)
+
+    async def _get_downloads(self) -> Downloads:
+        async with self._making_downloads:  # those who pull the same must meet
+            if self._downloads is None:
+                self._downloads = await in_thread(self._make_downloads)
+        return self._downloads
 
     # everything below runs in threads
 

@@ -31,7 +31,10 @@ def description() -> dict[str, Any]:
 def able() -> Iterator[Client]:
     """A model that can do everything, and uses its tools when it gets any."""
     reply = Reply(calls=[Call("weather", {"city": "Paris"})])
-    with FakeOllama(ABLE, reply=reply) as daemon, httpx.Client(base_url=daemon.url) as http:
+    with (
+        FakeOllama(ABLE, reply=reply, offered=[FakeModel("new"), ABLE]) as daemon,
+        httpx.Client(base_url=daemon.url) as http,
+    ):
         yield Client(http, ABLE.name)
 
 
@@ -49,6 +52,8 @@ ANSWERS: list[tuple[str, str, dict[str, object] | None]] = [
     ("GET", "/api/tags", None),
     ("GET", "/api/ps", None),
     ("POST", "/api/show", {"model": "able"}),
+    ("POST", "/api/pull", {"model": "new"}),
+    ("POST", "/api/pull", {"model": "new", "stream": False}),
     ("POST", "/api/chat", {"messages": []}),
     ("POST", "/api/chat", {"stream": False}),
     ("POST", "/api/chat", {"stream": False, "logprobs": True, "top_logprobs": 3}),
@@ -103,11 +108,18 @@ VALUES: dict[str, object] = {
     "system": "Be brief.",
     "raw": False,
     "verbose": True,
+    "insecure": True,
 }
 
 
 @pytest.mark.parametrize(
-    ("path", "name"), [("chat", "ChatRequest"), ("generate", "GenerateRequest"), ("show", "ShowRequest")]
+    ("path", "name"),
+    [
+        ("chat", "ChatRequest"),
+        ("generate", "GenerateRequest"),
+        ("show", "ShowRequest"),
+        ("pull", "PullRequest"),
+    ],
 )
 def test_takes_every_field_described(able: Client, description: dict[str, Any], path: str, name: str) -> None:
     schema = description["components"]["schemas"][name]

@@ -17,6 +17,7 @@ from server.core.library import Deleted
 from server.core.model_spec import parse_model_spec
 from server.core.pulling import PullProgress
 from server.pool.config import ModelConfig
+from server.store.removal import remove
 
 CLIP = gguf_bytes({"general.architecture": "clip"})
 WEIGHTS = gguf_bytes(padding=200_000)
@@ -194,6 +195,25 @@ async def test_a_folder_that_may_not_be_changed(machine: Machine) -> None:
         assert path.exists()
     finally:
         path.parent.chmod(0o755)
+
+
+def test_what_cannot_be_deleted_ends_it(machine: Machine) -> None:
+    later = put(machine.own / "m-Q4_0-00002-of-00002.gguf")
+    folder = machine.own / "folder.gguf"
+    folder.mkdir()
+    with pytest.raises(CannotStore, match=r"folder\.gguf cannot be deleted"):
+        remove([folder, later], machine.own)
+    assert later.exists()
+
+
+def test_nothing_outside_the_folder_is_deleted_whoever_asks(machine: Machine) -> None:
+    outside = put(machine.root / "outside" / "m.gguf")
+    machine.own.mkdir()
+    (machine.own / "link").symlink_to(outside.parent, target_is_directory=True)
+    for path in (outside, machine.own / "link" / "m.gguf", machine.own / ".." / "outside" / "m.gguf"):
+        with pytest.raises(CannotStore, match="is not inside"):
+            remove([path], machine.own)
+    assert outside.exists()
 
 
 async def test_two_who_delete_the_same_at_once(machine: Machine) -> None:

@@ -62,7 +62,7 @@ def installed_model(model: DaemonModel, running: Mapping[str, int | None]) -> In
         backend=BackendName.OLLAMA,
         source="daemon",
         size_bytes=model.size_bytes,
-        modified=model.modified_at,
+        modified=max(model.modified_at, 0),
         quantization=model.details.quantization,
         parameters=model.details.parameters,
         context_length=model.details.context_length,

@@ -37,7 +37,7 @@ async def test_models(daemon: Daemon) -> None:
     big, demo = await daemon.models()
 
     assert (demo.name, demo.digest, demo.size_bytes, demo.remote_host) == ("demo:latest", "abc", 5_524_501, None)
-    assert demo.details == ModelDetails(8192, ("completion", "tools"))
+    assert demo.details == ModelDetails(8192, ("completion", "tools"), "2.74M", "F16")
     assert demo.modified_at > 1_700_000_000
     assert (big.name, big.remote_host) == ("big:latest", "https://ollama.com:443")
 
