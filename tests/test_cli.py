@@ -63,11 +63,17 @@ def test_help_is_shown_without_arguments() -> None:
     assert "serve" in result.output
 
 
-def test_help_imports_neither_the_server_nor_the_engine() -> None:
-    slow = {"fastapi", "uvicorn", "llama_cpp", "pydantic_settings"}
-    program = f"import sys, server.cli; print(*({slow} & {{*sys.modules}}))"
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert result.stdout == "\n"
+def test_help_imports_nothing_slow() -> None:
+    slow = {"fastapi", "uvicorn", "llama_cpp", "pydantic", "pydantic_settings", "httpx", "numpy", "rich"}
+    for arguments in ([], ["model"], ["model", "pull"]):
+        program = (
+            f"import sys, atexit; sys.argv = ['llmspell', *{arguments}, '--help']\n"
+            f"atexit.register(lambda: print(*({slow} & {{*sys.modules}}), file=sys.stderr))\n"
+            "from server.cli import main; main()"
+        )
+        result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+        assert result.stdout.startswith(" ".join(["Usage: llmspell", *arguments]))
+        assert result.stderr == "\n"
 
 
 @pytest.mark.parametrize(
