@@ -13,6 +13,9 @@ from typing import Any, Self
 
 MODEL = "local/fine"
 CONTEXT = 100
+PATIENCE = 60.0
+_LOOK_SECONDS = 0.02
+"""How long a stop takes at most to be noticed."""
 _COUNT = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10"
 _LIMITS = {"temperature": (0, 2), "frequency_penalty": (-2, 2), "presence_penalty": (-2, 2)}
 _KNOWN = frozenset(
@@ -40,7 +43,8 @@ class StandIn:
         self.fault = fault
         self.numbers = itertools.count()
         self.num_streams = 0
-        self.was_left = False
+        self.has_company = threading.Event()
+        self.is_closing = threading.Event()
         stand_in = self
 
         class Handler(_Handler):
@@ -48,7 +52,7 @@ class StandIn:
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
-        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(_LOOK_SECONDS,), daemon=True)
 
     @property
     def url(self) -> str:
@@ -59,6 +63,7 @@ class StandIn:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.is_closing.set()
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
@@ -89,7 +94,7 @@ class _Handler(BaseHTTPRequestHandler):
                 error["param"] = None
             self._send(refused.status, {"error": error})
         except (BrokenPipeError, ConnectionResetError):
-            self.owner.was_left = True
+            return  # the client has gone
 
     def _get(self) -> None:
         row = {"id": MODEL, "object": "model", "created": 1, "owned_by": "test", "context_length": CONTEXT}
@@ -126,7 +131,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(body)
 
     def _check(self, body: dict[str, Any]) -> None:
-        if self.has("busy after a client left") and self.owner.was_left:
+        if self.has("streams go on for nobody") and self.owner.num_streams:
             raise Refused(503, "busy", code="busy")
         model = body.get("model")
         if model != MODEL:
@@ -261,11 +266,14 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             self._begin_stream()
             if self.has("one stream at a time") and self.owner.num_streams > 1:
+                self.owner.has_company.set()
                 return
             for event in self._events(body):
                 self._event(event)
                 if self.has("one stream at a time"):
-                    time.sleep(0.01)  # long enough for the others to come
+                    self.owner.has_company.wait(PATIENCE)
+                elif self.has("streams go on for nobody") and event["choices"][0]["delta"].get("content"):
+                    self.owner.is_closing.wait(PATIENCE)
             if not self.has("no [DONE]"):
                 self._write(b"data: [DONE]\n\n")
             if self.has("more after [DONE]"):

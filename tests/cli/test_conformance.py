@@ -56,7 +56,7 @@ FAULTS = [
     ("characters are halved", "unicode"),
     ("characters become question marks", "unicode"),
     ("one stream at a time", "four streams at once"),
-    ("busy after a client left", "client hangs up"),
+    ("streams go on for nobody", "client hangs up"),
     ("calls have no id", "tools: auto"),
     ("arguments are no JSON", "tools: required"),
     ("another tool is called", "tools: named"),

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 from fakes.hub import FakeHub, Rule, Status
-from fakes.ollama import Answer, FakeModel, FakeOllama
+from fakes.ollama import Answer, FakeModel, FakeOllama, Pause
 from store.made_stores import put
 
 from server import __version__
@@ -188,6 +188,19 @@ def test_something_else_where_the_daemon_should_be(environ: dict[str, str], answ
     ollama = found["findings"]["Ollama"]
     assert ollama["status"] == "warning"
     assert ollama["summary"].startswith(f"something else answers at {daemon.url}: ")
+
+
+def test_ctrl_c_ends_it(environ: dict[str, str]) -> None:
+    with FakeOllama() as daemon:
+        daemon.on(Pause("request"), path="/api/version", times=None)
+        command = [sys.executable, "-m", "server", "doctor"]
+        variables = environ | {"LLMSPELL_OLLAMA__URL": daemon.url}
+        pipe = subprocess.PIPE
+        with subprocess.Popen(command, env=variables, stdout=pipe, stderr=pipe, text=True) as process:
+            daemon.wait_for(lambda: daemon.requests)
+            process.send_signal(signal.SIGINT)
+            output, errors = process.communicate(timeout=TIMEOUT)
+    assert (process.returncode, output, errors) == (130, "", "")
 
 
 # --- the port ---
