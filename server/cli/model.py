@@ -5,6 +5,8 @@ from __future__ import annotations
 import typer
 
 from server.cli.examples import examples
+from server.cli.install_ollama import EXAMPLES as OLLAMA_EXAMPLES
+from server.cli.install_ollama import install_ollama
 from server.cli.model_available import available
 from server.cli.model_list import list_models
 from server.cli.model_memory import load, unload
@@ -93,3 +95,4 @@ group.command(
         ("llmspell model unload llama3.1:8b --force", "at once; its requests fail"),
     ),
 )(unload)
+group.command("install-ollama", cls=QuickCommand, epilog=OLLAMA_EXAMPLES)(install_ollama)

@@ -16,7 +16,7 @@ from store.made_stores import put, put_hub, put_ollama
 
 from server import __version__
 
-COMMANDS = ("status", "list", "available", "pull", "show", "rm", "load", "unload")
+COMMANDS = ("status", "list", "available", "pull", "show", "rm", "load", "unload", "install-ollama")
 
 
 @pytest.fixture
