@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from io import TextIOWrapper
 from typing import Annotated
 
 import typer
@@ -76,6 +77,9 @@ def main(command: Callable[[], object] = _run) -> None:
     """Run the command; what this project refuses on purpose is one line on standard error and exit code 1."""
     if shell_completion.is_asked():
         shell_completion.prepare()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that cannot show a name shows most of it
     try:
         command()
     except LlmspellError as error:

@@ -13,6 +13,8 @@ from server.cli.output import clean, print_data, print_json, size_text, tell
 if TYPE_CHECKING:
     from server.cli.model_access import ModelAccess
 
+_YES = ("y", "yes")
+
 
 def remove(
     spec: SpecArgument,
@@ -48,4 +50,5 @@ def remove(
 def _is_wanted(access: ModelAccess, spec: str) -> bool:
     model = access.details(spec).installed
     place = f" at {model.path}" if model.path else " from the Ollama daemon"
-    return typer.confirm(clean(f"Delete {spec}, {size_text(model.size_bytes)}{place}?"), err=True)
+    typer.echo(clean(f"Delete {spec}, {size_text(model.size_bytes)}{place}? [y/N]: "), nl=False, err=True)
+    return sys.stdin.readline().strip().lower() in _YES

@@ -84,6 +84,15 @@ def test_files_whose_names_are_no_text_are_listed(program: Program) -> None:
         assert "0 bytes" in result.output
 
 
+def test_a_terminal_that_knows_few_letters_shows_the_rest(program: Program) -> None:
+    put(program.models / "x.gguf", b"")
+    put(program.models / "\N{CYRILLIC SMALL LETTER ZHE}.gguf", b"")
+    program.variables["PYTHONIOENCODING"] = "latin-1"
+    result = program.run("model", "list")
+    assert (result.code, result.errors) == (0, "")
+    assert "\\u0436.gguf has 0 bytes" in result.output
+
+
 def test_a_reader_that_stops_early_is_no_bug(stocked: Program) -> None:
     for number in range(300):
         put(stocked.models / f"many-{number}-Q4_0.gguf")
@@ -136,7 +145,7 @@ def test_a_model_is_deleted_when_nobody_has_to_be_asked(stocked: Program) -> Non
     assert not path.exists()
 
 
-@pytest.mark.parametrize(("answer", "code"), [("n\n", 1), ("\n", 1), ("y\n", 0)])
+@pytest.mark.parametrize(("answer", "code"), [("n\n", 1), ("\n", 1), ("\x04", 1), ("\x03", 130), ("y\n", 0)])
 def test_on_a_terminal_a_deletion_is_asked_for(answer: str, code: int, stocked: Program) -> None:
     result = stocked.on_terminal("model", "rm", "mine", answer=answer)
     assert result.code == code
