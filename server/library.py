@@ -178,13 +178,14 @@ class ModelLibrary:
         Raises:
             ModelNotFound: there is no such model.
             InvalidRequest: a free spec means models of several backends.
+            LlmspellError: the backend that the spec names cannot be asked.
 
         """
         if spec.backend is not None:
-            found = await self._library(spec, spec.backend).find(spec.model)
-            if found is None:
-                raise await self._not_found(spec)
-            return found
+            library = self._library(spec, spec.backend)
+            found = await library.find(spec.model)
+            # who has none knows best why: there is no such model, or the daemon is down
+            return (await library.details(spec.model)).installed if found is None else found
         candidates = await self._candidates(spec)
         if not candidates:
             raise await self._not_found(spec)

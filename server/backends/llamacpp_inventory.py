@@ -48,7 +48,7 @@ class Inventory:
         listing = self.index.listing()
         configured = [self._configured(name, listing) for name in self.configured]
         hidden = {real_folder(model.found.path) for model in configured}
-        entries = [entry for entry in listing.entries if real_folder(entry.main.found.path) not in hidden]
+        entries = [each for each in listing.entries if not (hidden and real_folder(each.main.found.path) in hidden)]
         return [*(each.installed for each in configured), *(self._installed(entry, entry.main) for entry in entries)]
 
     def find(self, name: str) -> StockedModel | None:

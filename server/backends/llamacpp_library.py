@@ -263,15 +263,17 @@ class LlamaCppLibrary:
         )
 
     def _elsewhere(self, plan: PullPlan) -> NamedModel | None:
-        """Return a model that another program has downloaded, with the content that is wanted."""
+        """Return the model where another program has downloaded it: of the same repository, with the same content."""
         if any(file.checksum.kind is not ChecksumKind.SHA256 for file in plan.files):
             return None
         wanted = [file.checksum.digest for file in plan.model.shards]
         projector = None if plan.projector is None else plan.projector.checksum.digest
+        place = f"{FOLDER}/{plan.listing.repository}:".lower()
         for entry in self._index.listing().entries:
             for named in (entry.main, *entry.copies):
                 found = named.found
-                if not named.names or found.problem or found.source is Source.OWN or _digests(found) != wanted:
+                is_there = any(name.lower().startswith(place) for name in named.names) and found.problem is None
+                if found.source is Source.OWN or not is_there or _digests(found) != wanted:
                     continue
                 if projector is None or projector in {_digest(real_folder(path)) for path in found.projectors}:
                     return named

@@ -13,7 +13,7 @@ from store.made_stores import gguf_bytes, put_hub, put_ollama
 from server.app_library import LibraryParts
 from server.core.errors import HubUnreachable, InvalidRequest, ModelNotFound, PullFailed
 from server.core.model_spec import BackendName, parse_model_spec
-from server.core.pulling import PullEvent, PullNotice, PullProgress
+from server.core.pulling import PullEvent, PullFinished, PullNotice, PullProgress
 
 FILE = "model-Q4_K_M.gguf"
 WEIGHTS = gguf_bytes({"general.name": "pulled"}, padding=200_000)
@@ -72,15 +72,25 @@ async def test_what_another_program_has_already_is_not_downloaded(on_hub: Machin
     if where == "huggingface":
         put_hub(on_hub.hugging_face, REPOSITORY, FILE, WEIGHTS)
     else:
-        put_ollama(on_hub.ollama, "registry.ollama.ai/library/same/1b", WEIGHTS)
+        put_ollama(on_hub.ollama, f"{NAME}/Q4_K_M", WEIGHTS)
     parts = on_hub.parts()
     notice, finished = await collect(parts.library.pull(SPEC))
     assert isinstance(notice, PullNotice)
     assert "already" in notice.message
-    assert not isinstance(finished, PullProgress | PullNotice)
-    assert await parts.library.find(parse_model_spec(f"llamacpp/{finished.model}"))
+    assert isinstance(finished, PullFinished)
+    assert finished.model == f"{NAME}:Q4_K_M"
+    assert await parts.library.find(parse_model_spec(f"llamacpp/{NAME}"))
     assert not hub.asked("/resolve/")
     assert not on_hub.own.exists()
+    await parts.library.aclose()
+
+
+async def test_the_same_file_by_another_name_is_no_answer(on_hub: Machine, hub: FakeHub) -> None:
+    hub.add(REPOSITORY, {FILE: WEIGHTS})
+    put_ollama(on_hub.ollama, "registry.ollama.ai/library/same/1b", WEIGHTS)
+    parts = on_hub.parts()
+    assert (await pulled(parts, NAME)).model == f"{NAME}:Q4_K_M"
+    assert await parts.library.find(SPEC)  # who asked for this name finds it
     await parts.library.aclose()
 
 
