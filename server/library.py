@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import difflib
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field, replace
 from itertools import chain
 
@@ -199,16 +199,18 @@ class ModelLibrary:
         return candidates[0]
 
     async def delete(self, spec: ModelSpec) -> Deleted:
-        """Delete a model from the disk; a free spec must mean one model only.
+        """Delete a model from the disk, or what has come of one; a free spec must mean one model only.
 
         Raises:
             ModelNotFound: there is no such model.
             LlmspellError: it is not clear which one is meant, it is in use, or it cannot be deleted.
 
         """
-        backend = spec.backend or (await self.to_delete(spec)).backend
-        deleted = await self._library(spec, backend).delete(spec.model)
-        await self._tell(backend)
+        if spec.backend is not None:
+            deleted = await self._library(spec, spec.backend).delete(spec.model)
+        else:
+            deleted = await self._delete_free(spec)
+        await self._tell(deleted.backend)
         return deleted
 
     def end_pulls(self) -> Sequence[asyncio.Event]:
@@ -227,6 +229,17 @@ class ModelLibrary:
                 task.cancel()
         for close in self._closers:
             await close()
+
+    async def _delete_free(self, spec: ModelSpec) -> Deleted:
+        try:
+            found = await self.to_delete(spec)
+        except ModelNotFound:
+            files = self._libraries.get(BackendName.LLAMACPP)
+            if files is not None:
+                with suppress(ModelNotFound):
+                    return await files.delete(spec.model)  # what an unfinished download has left
+            raise
+        return await self._libraries[found.backend].delete(spec.model)
 
     async def _tell(self, backend: BackendName) -> None:
         for watcher in self._watchers:

@@ -75,10 +75,11 @@ async def test_what_came_of_downloads_is_deleted_with_it(on_hub: Machine, hub: F
     assert deleted.freed_bytes >= len(WEIGHTS) + 100_000
     left = files(on_hub.own)
     assert [name.rpartition(".")[2] for name in left] == ["json", "part"]  # those of the other model
-    assert await delete(parts, f"llamacpp/{NAME}:Q8_0")  # of which nothing else is here
+    assert await delete(parts, f"{NAME}:Q8_0")  # of which nothing else is here
     assert files(on_hub.own) == []
-    with pytest.raises(ModelNotFound):
-        await delete(parts, f"llamacpp/{NAME}:Q8_0")
+    for spec in (f"llamacpp/{NAME}:Q8_0", f"{NAME}:Q8_0"):
+        with pytest.raises(ModelNotFound):
+            await delete(parts, spec)
     await parts.library.aclose()
 
 
