@@ -57,8 +57,8 @@ def available(
     `llmspell model pull` takes every GGUF repository of Hugging Face, and every model of Ollama's library.
 
     FITS is an estimate of where the model would be, from its size (a twentieth and half a gigabyte are added) and this
-    machine's memory: "on the GPU"; "partly on the GPU", the rest in main memory; "in memory" without a GPU; "when
-    memory is freed" if other programs have it now; "too large". HERE names the backends that have the model already.
+    machine's memory: "yes, on the GPU"; "partly on the GPU", the rest in main memory; "yes" without a GPU; "if memory
+    is freed" where other programs have it now; "too large". HERE names the backends that have the model already.
     """
     from server.cli.model_access import open_access  # noqa: PLC0415 - --help does not need it
     from server.cli.model_machine import machine_memory  # noqa: PLC0415

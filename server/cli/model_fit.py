@@ -38,10 +38,10 @@ class Fit(StrEnum):
 
 
 FIT_WORDS = {
-    Fit.GPU: "on the GPU",
+    Fit.GPU: "yes, on the GPU",
     Fit.PARTLY: "partly on the GPU",
-    Fit.MEMORY: "in memory",
-    Fit.TIGHT: "when memory is freed",
+    Fit.MEMORY: "yes",
+    Fit.TIGHT: "if memory is freed",
     Fit.NO: "too large",
 }
 
