@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import signal
 from pathlib import Path
@@ -67,6 +66,8 @@ def doctor(
         return
     if server is not None:
         raise typer.BadParameter("only --conformance asks a server; leave it out.", param_hint="'--server'")
+    import asyncio  # noqa: PLC0415 - slow imports, which --help does not need
+
     try:
         diagnosis = asyncio.run(diagnose(config, online=online))
     except KeyboardInterrupt:
@@ -90,7 +91,9 @@ async def diagnose(config: Path | None, *, online: bool) -> Diagnosis:
         ConfigurationError: the file that was asked for is not there.
 
     """
-    from server.cli import doctor_checks as checks  # noqa: PLC0415 - slow imports, which --help does not need
+    import asyncio  # noqa: PLC0415 - slow imports, which --help does not need
+
+    from server.cli import doctor_checks as checks  # noqa: PLC0415
     from server.cli import doctor_llama, doctor_look  # noqa: PLC0415
     from server.cli.doctor_findings import Diagnosis  # noqa: PLC0415
     from server.config_sources import inherited_environment  # noqa: PLC0415
