@@ -91,7 +91,9 @@ async def test_the_last_one_who_leaves_ends_it_and_the_next_one_resumes(
             assert isinstance(event, PullProgress)
             if event.done_bytes >= 30_000:
                 break
-    daemon.wait_for(lambda: any(each.path == PULL and each.was_cut_off for each in daemon.requests))
+    await asyncio.to_thread(
+        daemon.wait_for, lambda: any(each.path == PULL and each.was_cut_off for each in daemon.requests)
+    )
     assert not parts.library.active()
     progress = [each for each in await collect(parts.library.pull(NEW)) if isinstance(each, PullProgress)]
     assert progress[0].done_bytes >= 30_000
@@ -111,7 +113,9 @@ async def test_a_cancelled_pull_ends_for_everybody(with_daemon: Machine, daemon:
     for listener in listeners:
         with pytest.raises(PullFailed, match="was cancelled"):
             await listener
-    daemon.wait_for(lambda: any(each.path == PULL and each.was_cut_off for each in daemon.requests))
+    await asyncio.to_thread(
+        daemon.wait_for, lambda: any(each.path == PULL and each.was_cut_off for each in daemon.requests)
+    )
     await parts.library.aclose()
 
 
@@ -208,7 +212,7 @@ async def test_closing_the_library_leaves_nothing_behind(with_daemon: Machine, d
     await parts.library.aclose()
     with pytest.raises(PullFailed, match="shutting down"):
         await listener
-    daemon.wait_for(lambda: daemon.records.num_open == 0)
+    await asyncio.to_thread(daemon.wait_for, lambda: daemon.records.num_open == 0)
 
 
 @pytest.mark.parametrize(
