@@ -56,20 +56,25 @@ def measure_commands(home: Path) -> None:
     environment.pop("PYTHONDONTWRITEBYTECODE", None)  # an installed program has its bytecode
     environment |= {"HOME": str(home), "OLLAMA_HOST": "127.0.0.1:9", "LLMSPELL_SERVER__PORT": "9"}
     write_models(home / ".local/share/llmspell/models", NUM_MODELS, vocabulary=100)
-    print(f"| command, {NUM_MODELS} models | median ms | of {COMMAND_ROUNDS} runs |")
-    print("| --- | --- | --- |")
+    print(f"| command, {NUM_MODELS} models | median ms of {COMMAND_ROUNDS} | range | CPU ms |")
+    print("| --- | --- | --- | --- |")
     for arguments in COMMANDS:
-        seconds = [seconds_of(arguments, environment) for _ in range(COMMAND_ROUNDS + 1)][1:]
-        median, least, most = (1000 * f(seconds) for f in (statistics.median, min, max))
-        print(f"| `llmspell {' '.join(arguments)}` | {median:.0f} | {least:.0f} to {most:.0f} |")
+        runs = [seconds_of(arguments, environment) for _ in range(COMMAND_ROUNDS + 1)][1:]
+        elapsed, computed = ([1000 * run[kind] for run in runs] for kind in range(2))
+        print(
+            f"| `llmspell {' '.join(arguments)}` | {statistics.median(elapsed):.0f} | {min(elapsed):.0f} to "
+            f"{max(elapsed):.0f} | {statistics.median(computed):.0f} |"
+        )
 
 
-def seconds_of(arguments: tuple[str, ...], environment: dict[str, str]) -> float:
-    """Run a command to its end."""
-    begin = time.perf_counter()
+def seconds_of(arguments: tuple[str, ...], environment: dict[str, str]) -> tuple[float, float]:
+    """Run a command to its end; return the seconds that passed, and those that it computed."""
+    before, begin = os.times(), time.perf_counter()
     command = [sys.executable, "-m", "server", *arguments]
     subprocess.run(command, check=True, cwd=ROOT, env=environment, capture_output=True)
-    return time.perf_counter() - begin
+    after = os.times()
+    computed = after.children_user + after.children_system - before.children_user - before.children_system
+    return time.perf_counter() - begin, computed
 
 
 if __name__ == "__main__":

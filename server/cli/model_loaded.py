@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 
-from server.cli.output import duration_text, size_text
+from server.cli.output import duration_text, share_text, size_text
 from server.cli.output_table import Column
 from server.client.results import LoadedModel
 from server.core.errors import InvalidModelSpec
@@ -49,7 +49,7 @@ def loaded_row(model: LoadedModel, now: datetime) -> tuple[str, ...]:
     """Return the cells of ``LOADED_COLUMNS``."""
     state = model.state.value
     if model.progress is not None:
-        state += f" {model.progress:.0%}"
+        state += f" {share_text(model.progress)}"
     return (
         model.id,
         state,

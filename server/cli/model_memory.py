@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Self
 import typer
 
 from server.cli.model_options import ConfigOption, JsonOption, ServerOption, SpecArgument
-from server.cli.output import clean, is_terminal_error, print_data, print_json, size_text, tell
+from server.cli.output import clean, is_terminal_error, print_data, print_json, share_text, size_text, tell
 
 if TYPE_CHECKING:
     from server.cli.model_access import ModelAccess
@@ -104,7 +104,7 @@ class _LoadDisplay:
     def show(self, model: LoadedModel | None) -> None:
         if model is None or model.progress is None:
             return
-        text = f"{model.state.value} {model.progress:.0%}"
+        text = f"{model.state.value} {share_text(model.progress)}"
         if self._bar is not None:
             self._bar.move(model.progress, 1.0, text)
         elif text != self._shown:

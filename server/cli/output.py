@@ -70,6 +70,11 @@ def duration_text(seconds: float) -> str:
     return f"{whole // _DAY} d {whole % _DAY // _HOUR} h"
 
 
+def share_text(fraction: float) -> str:
+    """Say a share of 1 in percent: ``42 %``."""
+    return f"{100 * fraction:.0f} %"
+
+
 def date_text(unix_time: int) -> str:
     """Say the day of a Unix time where this program runs; nothing for 0."""
     try:

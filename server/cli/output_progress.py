@@ -7,7 +7,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Protocol, Self
 
-from server.cli.output import clean, duration_text, is_terminal_error, print_json_line, size_text, tell
+from server.cli.output import clean, duration_text, is_terminal_error, print_json_line, share_text, size_text, tell
 from server.core.library_json import pull_event_json
 from server.core.pulling import PullActivity, PullEvent, PullFinished, PullNotice, PullProgress
 
@@ -150,7 +150,7 @@ def progress_text(progress: PullProgress) -> str:
         done, total = size_text(progress.done_bytes), size_text(progress.total_bytes)
         if done.split()[1] == total.split()[1]:
             done = done.split()[0]
-        parts[0] += f" {done} of {total} ({progress.fraction:.0%})".replace("%", " %")
+        parts[0] += f" {done} of {total} ({share_text(progress.fraction)})"
     if progress.bytes_per_second:
         parts.append(f"{size_text(progress.bytes_per_second)}/s")
     if progress.seconds_left is not None and progress.activity is not PullActivity.DONE:

@@ -181,7 +181,7 @@ def test_which_model_is_being_loaded() -> None:
 def test_a_model_in_memory() -> None:
     now = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
     model = LoadedModel("local/a@ollama", OLLAMA, ModelState.LOADING, 1, 2 * GB, 3, 4, now + timedelta(minutes=5), 0.5)
-    assert loaded_row(model, now) == ("local/a@ollama", "loading 50%", "2.0 GB", "3", "4", "in 5 min 00 s")
+    assert loaded_row(model, now) == ("local/a@ollama", "loading 50 %", "2.0 GB", "3", "4", "in 5 min 00 s")
     assert loaded_json(model)["keep_alive_until"] == "2026-01-02T03:09:05.000Z"
 
 
