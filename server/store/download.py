@@ -121,6 +121,7 @@ class Downloads:
         meter = _Meter(self._clock)
         num_notices = 0
         last: PullProgress | None = None
+        flight.progress(meter)  # speed counts from here, not from the first look
         while True:
             is_over = await flight.wait(self._look_seconds)
             notices = flight.notices()

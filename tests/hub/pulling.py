@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Self
@@ -34,10 +35,14 @@ class Puller:
         backoff: tuple[float, ...] = (0.01, 0.02, 0.04),
         silence: float = 5.0,
         free_bytes: Callable[[Path], int] = lambda _: 1 << 50,
+        clock: Callable[[], float] = time.monotonic,
+        look: float = 0.02,
     ) -> None:
         self.root = root
         self.hub = Hub(settings, silence_seconds=silence)
-        self.downloads = Downloads(self.hub, root, look_seconds=0.02, backoff_seconds=backoff, free_bytes=free_bytes)
+        self.downloads = Downloads(
+            self.hub, root, look_seconds=look, backoff_seconds=backoff, free_bytes=free_bytes, clock=clock
+        )
         self.events: list[DownloadEvent] = []
 
     def __enter__(self) -> Self:

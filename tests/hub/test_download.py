@@ -630,6 +630,17 @@ async def test_speed_and_time_left_are_told(hub: FakeHub, puller: Puller) -> Non
     assert [each.done_bytes for each in puller.progress] == sorted(each.done_bytes for each in puller.progress)
 
 
+async def test_speed_counts_from_the_start(hub: FakeHub, tmp_path: Path) -> None:
+    data = content(MIB)
+    hub.add(REPOSITORY, {FILE: data})
+    times = iter([0.0, 2.0])
+
+    with Puller(HubSettings(hub.url), tmp_path / "models", clock=lambda: next(times), look=60.0) as puller:
+        await puller.pull()
+
+    assert [(each.done_bytes, each.bytes_per_second) for each in puller.progress] == [(MIB, MIB / 2)]
+
+
 def test_speed_is_that_of_the_last_seconds() -> None:
     times = iter([0.0, 1.0, 2.0, 20.0, 21.0])
     meter = _Meter(lambda: next(times))
