@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
-from server.core.model_spec import DEFAULT_QUANTIZATION, equivalent_names, split_variant
+from server.core.model_spec import DEFAULT_QUANTIZATION, equivalent_names, is_hugging_face, split_variant
 from server.store.header_cache import HeaderCache, HeaderFacts
 from server.store.hugging_face_cache import scan_hugging_face
 from server.store.lookout import Complaint, Lookout, Sight, is_folder
@@ -20,6 +20,8 @@ from server.store.places import Place, Source
 
 _PATIENCE_SECONDS, _MISS_SECONDS = 2.0, 0.5
 """Age from which a look counts as old, in general and where it lacks what is asked for."""
+_DYNAMIC = "UD-"
+"""Unsloth's mark for quantizations that choose the precision of each layer; a pull takes them for the plain ones, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,9 +94,12 @@ class Listing:
     def find(self, name: str) -> NamedModel | None:
         """Return the model that a name means, whatever its letters' case.
 
-        A name without variant means ``latest``, else ``Q4_K_M``, else the only variant there is.
+        A name without variant means ``latest``, else ``Q4_K_M``, else the only variant there is; of a repository
+        ``Q4_K_M`` is also Unsloth's ``UD-Q4_K_M``.
         """
-        for each in (*equivalent_names(name), f"{name}:{DEFAULT_QUANTIZATION}"):
+        base, colon, variant = split_variant(name)
+        dynamic = (f"{base}:{_DYNAMIC}{variant}",) if colon and is_hugging_face(base) else ()
+        for each in (*equivalent_names(name), f"{name}:{DEFAULT_QUANTIZATION}", *dynamic):
             if (found := self.by_name.get(each.lower())) is not None:
                 return found
         variants = self.variants(name)

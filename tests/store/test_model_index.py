@@ -339,6 +339,19 @@ def test_a_name_goes_to_the_first_place_and_the_other_file_gets_a_longer_one(tmp
     assert found.found.path == tmp_path / "own" / "m-Q4_K_M.gguf"
 
 
+def test_dynamic_quantizations_are_found_by_the_plain_ones_name(tmp_path: Path) -> None:
+    put(tmp_path / "hf.co" / "unsloth" / "M-GGUF" / "M-UD-Q4_K_M.gguf")
+    put(tmp_path / "hf.co" / "unsloth" / "M-GGUF" / "M-UD-Q8_K_XL.gguf")
+    put(tmp_path / "hf.co" / "unsloth" / "M-GGUF" / "M-Q8_K_XL.gguf")
+    listing = index_of((Source.OWN, tmp_path)).listing()
+    meant = {name: listing.find(f"hf.co/unsloth/M-GGUF:{name}") for name in ("Q4_K_M", "q8_k_xl", "Q6_K")}
+    assert {name: None if each is None else each.found.path.stem for name, each in meant.items()} == {
+        "Q4_K_M": "M-UD-Q4_K_M",
+        "q8_k_xl": "M-Q8_K_XL",
+        "Q6_K": None,
+    }
+
+
 MISTRAL = "hf.co/bartowski/Mistral-7B-Instruct-v0.3-GGUF"
 
 
