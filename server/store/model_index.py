@@ -21,7 +21,7 @@ from server.store.places import Place, Source
 _PATIENCE_SECONDS, _MISS_SECONDS = 2.0, 0.5
 """Age from which a look counts as old, in general and where it lacks what is asked for."""
 _DYNAMIC = "UD-"
-"""Unsloth's mark for quantizations that choose the precision of each layer; a pull takes them for the plain ones, too."""
+"""Unsloth's mark for quantizations that choose the precision of each layer; a pull takes them for the plain ones."""
 
 
 @dataclass(frozen=True, slots=True)
