@@ -20,14 +20,17 @@ FROM python:3.12-slim-bookworm
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends libgomp1 \
     && rm -rf /var/lib/apt/lists/* \
-    && useradd --create-home --uid 10001 llmspell
+    && useradd --create-home --uid 10001 llmspell \
+    && install --directory --owner llmspell /models
 # The same path as above: the environment refers to it.
 WORKDIR /app
 COPY --from=build /app /app
 COPY server server
 COPY config.example.toml ./
-ENV PATH=/app/.venv/bin:$PATH PYTHONDONTWRITEBYTECODE=1
+ENV PATH=/app/.venv/bin:$PATH PYTHONDONTWRITEBYTECODE=1 LLMSPELL_STORE__MODELS_DIR=/models
 USER llmspell
+# what is pulled outlives the container
+VOLUME /models
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=3s --start-period=60s \
     CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/health/ready', timeout=2)"]
