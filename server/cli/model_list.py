@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from server.cli.model_options import BackendOption, ConfigOption, JsonOption, ServerOption
 from server.cli.output import date_text, print_json, size_text, tell
 from server.cli.output_table import Column, print_table
-from server.core.model_spec import BackendName
+from server.core.model_spec import BackendName, is_hugging_face
 
 if TYPE_CHECKING:
     from server.cli.model_access import ModelAccess
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 _COLUMNS = (
     Column("NAME", style="bold"),
+    Column("SHORT NAME", style="bold"),
     Column("BACKEND"),
     Column("SIZE", "right"),
     Column("QUANTIZATION"),
@@ -84,6 +85,7 @@ def row(group: Sequence[InstalledModel]) -> tuple[str, ...]:
     usable = [each for each in group if each.problem is None]
     return (
         first.model or (first.path.name if first.path else "?"),
+        short_name(first),
         ", ".join(dict.fromkeys(each.backend.value for each in usable or group)),
         size_text(first.size_bytes),
         next((each.quantization for each in group if each.quantization), ""),
@@ -93,6 +95,14 @@ def row(group: Sequence[InstalledModel]) -> tuple[str, ...]:
         ", ".join(dict.fromkeys("ollama" if each.source == "daemon" else each.source for each in group)),
         "" if usable else first.problem or "",
     )
+
+
+def short_name(model: InstalledModel) -> str:
+    """Return the shortest name with a tag of a model that is called after its repository; nothing for others."""
+    if not is_hugging_face(model.model):
+        return ""
+    names = [name for name in model.other_names if "/" not in name]
+    return min(names, key=lambda name: (":" not in name, len(name)), default="")
 
 
 def _states(group: Sequence[InstalledModel]) -> str:

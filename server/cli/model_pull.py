@@ -11,7 +11,7 @@ import typer
 
 from server.cli.model_options import ConfigOption, JsonOption, PullArgument, ServerOption
 from server.cli.output import print_data, tell
-from server.core.errors import PullFailed
+from server.core.errors import LlmspellError, PullFailed
 
 if TYPE_CHECKING:
     from server.cli.model_access import ModelAccess
@@ -51,12 +51,26 @@ def pull(
         except KeyboardInterrupt:
             tell("Interrupted. What has come is kept: run the same command again to go on.")
             raise typer.Exit(_INTERRUPTED) from None
-    if not as_json:
-        from server.core.library_json import model_id  # noqa: PLC0415 - --help does not need it
+        if as_json:
+            return
+        print_data(_id(finished))
+        name = spec if quantization is None and _means(access, spec, finished) else _id(finished)
+    tell(f"It is here. Try it with `llmspell chat {shlex.quote(name)}`.")
 
-        name = model_id(finished.model, finished.backend)
-        print_data(name)
-        tell(f"It is here. Try it with `llmspell chat {shlex.quote(name)}`.")
+
+def _id(finished: PullFinished) -> str:
+    from server.core.library_json import model_id  # noqa: PLC0415 - --help does not need it
+
+    return model_id(finished.model, finished.backend)
+
+
+def _means(access: ModelAccess, spec: str, finished: PullFinished) -> bool:
+    """Whether what was asked for is also a name of what has come: short ones may be those of other models."""
+    try:
+        found = access.details(spec).installed
+    except LlmspellError:
+        return False
+    return (found.model, found.backend) == (finished.model, finished.backend)
 
 
 def _follow(access: ModelAccess, spec: str, quantization: str | None, *, as_json: bool) -> PullFinished:

@@ -28,7 +28,7 @@ def hub(program: Program) -> Iterator[FakeHub]:
 def test_standard_output_is_the_spec_and_nothing_else(program: Program, hub: FakeHub) -> None:
     result = program.run("model", "pull", SPEC)
     assert (result.code, result.output) == (0, f"local/{SPEC}:Q4_K_M@llamacpp\n")
-    assert f"llmspell chat local/{SPEC}:Q4_K_M@llamacpp" in result.errors
+    assert f"llmspell chat {SPEC}`" in result.errors, "the name that was asked for will do"
     assert "\x1b" not in result.errors
     assert "\r" not in result.errors
     assert len(result.errors.splitlines()) < 20
@@ -47,6 +47,18 @@ def test_the_quantization_chooses_the_file(program: Program, hub: FakeHub) -> No
     missing = program.run("model", "pull", SPEC, "--quantization", "Q2_K")
     assert (missing.code, missing.output) == (1, "")
     assert "Q8_0" in missing.errors
+
+
+def test_a_short_name_is_the_models_name_from_then_on(program: Program, hub: FakeHub) -> None:
+    repository = "bartowski/Mistral-7B-Instruct-v0.3-GGUF"
+    hub.add(repository, {"Mistral-7B-Instruct-v0.3-Q4_K_M.gguf": CONTENT})
+    result = program.run("model", "pull", "llamacpp/mistral:7b")
+    assert (result.code, result.output) == (0, f"local/hf.co/{repository}:Q4_K_M@llamacpp\n")
+    assert "llmspell chat llamacpp/mistral:7b`" in result.errors
+    heading, line = program.run("model", "list").output.splitlines()
+    assert "SHORT NAME" in heading
+    assert line.split()[:2] == [f"hf.co/{repository}:Q4_K_M", "mistral:7b"]
+    assert program.run("model", "rm", "mistral:7b", "--yes").code == 0
 
 
 def test_events_for_programs_are_those_of_the_stream_over_http(program: Program, hub: FakeHub) -> None:
@@ -87,7 +99,7 @@ def test_on_a_terminal_there_is_a_bar_that_leaves_no_trace(program: Program, hub
     assert "downloading" in result.output
     assert "of 1.0 MB" in result.output
     assert "MB/s" in result.output or "kB/s" in result.output
-    assert result.output.rstrip().endswith(f"`llmspell chat local/{SPEC}:Q4_K_M@llamacpp`.")
+    assert result.output.rstrip().endswith(f"`llmspell chat {SPEC}`.")
 
 
 @pytest.mark.parametrize(
