@@ -20,15 +20,15 @@ if TYPE_CHECKING:
     from server.store.recommended import RecommendedModel
 
 _COLUMNS = (
-    Column("CLASS", style="bold"),
-    Column("MODEL", style="bold"),
+    Column("CLASS", style="bold", rank=1),
+    Column("MODEL", style="bold", rank=3),
     Column("SIZE", "right"),
     Column("FITS"),
-    Column("HERE", style="green"),
+    Column("HERE", style="green", rank=2),
     Column("OLLAMA"),
     Column("LLAMA.CPP"),
-    Column("CAPABILITIES"),
-    Column("LICENCE"),
+    Column("CAPABILITIES", rank=4),
+    Column("LICENCE", rank=5),
 )
 _CPU = "CPU"
 

@@ -19,12 +19,12 @@ _COLUMNS = (
     Column("SHORT NAME", style="bold"),
     Column("BACKEND"),
     Column("SIZE", "right"),
-    Column("QUANTIZATION"),
-    Column("PARAMETERS", "right"),
-    Column("MODIFIED"),
+    Column("QUANTIZATION", rank=1),
+    Column("PARAMETERS", "right", rank=2),
+    Column("MODIFIED", rank=3),
     Column("STATE"),
-    Column("SOURCE"),
-    Column("PROBLEM", style="red"),
+    Column("SOURCE", rank=4),
+    Column("PROBLEM", style="red", least=24),
 )
 
 

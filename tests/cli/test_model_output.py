@@ -17,7 +17,7 @@ from server.cli.model_machine import amd_bytes, nvidia_bytes
 from server.cli.model_show import details_lines
 from server.cli.output import clean, date_text, duration_text, size_text
 from server.cli.output_progress import ProgressLines, progress_text
-from server.cli.output_table import Column, print_table
+from server.cli.output_table import Column, fitting, print_table
 from server.client.results import LoadedModel
 from server.core.library import InstalledModel, ModelDetails
 from server.core.model_spec import BackendName
@@ -76,6 +76,17 @@ def test_nothing_that_is_shown_moves_the_cursor(text: str) -> None:
 def test_a_table_leaves_out_columns_that_nobody_fills(capsys: pytest.CaptureFixture[str]) -> None:
     print_table([Column("A"), Column("EMPTY"), Column("N", "right")], [("x", "", "1"), ("longer", "", "22")])
     assert capsys.readouterr().out == "A        N\nx        1\nlonger  22\n"
+
+
+def test_a_narrow_terminal_gets_the_columns_that_matter() -> None:
+    columns = [Column("NAME"), Column("SOURCE", rank=2), Column("SIZE"), Column("DATE", rank=1)]
+    rows = [("a" * 10, "b" * 10, "c" * 10, "d" * 10)]
+    assert fitting(columns, rows, 46) == [0, 1, 2, 3]
+    assert fitting(columns, rows, 45) == [0, 2, 3]
+    assert fitting(columns, rows, 33) == [0, 2]
+    assert fitting(columns, rows, 1) == [0, 2]
+    assert fitting([], [], 0) == []
+    assert fitting([Column("NAME", least=4), *columns[1:]], rows, 40) == [0, 1, 2, 3]
 
 
 def test_a_pull_in_words() -> None:
