@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from server.backends.llamacpp_inventory import CONFIGURED, Inventory, StockedModel
+from server.core.background import in_thread
 from server.core.errors import Forbidden, InvalidRequest, ModelInUse, ModelNotFound
 from server.core.library import BackendHealth, Deleted, InstalledModel, ModelDetails
 from server.core.model_spec import BackendName, ModelSpec, parse_model_spec, split_variant
 from server.core.pulling import PullEvent, PullFinished, PullNotice, PullProgress
-from server.pool.background import in_thread
 from server.pool.config import ModelConfig
 from server.store.header_cache import HeaderCache
 from server.store.hub_listing import ChecksumKind

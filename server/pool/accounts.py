@@ -6,8 +6,8 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+from server.core.background import in_thread
 from server.core.ports import DeviceMemory
-from server.pool.background import in_thread
 from server.pool.budget import device_budgets
 from server.pool.config import MemoryBudget
 from server.pool.footprint_file import FootprintFile

@@ -10,12 +10,12 @@ from contextvars import copy_context
 from dataclasses import dataclass
 from typing import Self
 
+from server.core.background import in_thread
 from server.core.events import Event
 from server.core.request import Message
 from server.engine.engine import Delivery
 from server.engine.runner import Tokens
 from server.engine.sequence import GenerationRequest
-from server.pool.background import in_thread
 from server.pool.loader import LoadedModel
 
 Listener = Callable[[Sequence[Event]], None]

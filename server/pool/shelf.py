@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from server.core.background import in_thread
 from server.core.errors import LlmspellError, ModelLoadingFailed, ModelNotFound
 from server.core.model_spec import equivalent_names
-from server.pool.background import in_thread
 from server.pool.config import ModelConfig, PoolConfig
 from server.pool.entry import Entry
 from server.pool.material import Material, material_of

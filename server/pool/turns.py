@@ -13,10 +13,10 @@ from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any
 
+from server.core.background import in_thread
 from server.core.errors import Draining, InsufficientMemory, LlmspellError, ModelLoadingFailed
 from server.engine.engine import Delivery
 from server.pool.accounts import MemoryAccounts, shown_bytes
-from server.pool.background import in_thread
 from server.pool.config import PoolConfig
 from server.pool.entry import Entry, Waiter
 from server.pool.loader import LoadCancelled, LoadedModel, LoadMonitor

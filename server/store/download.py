@@ -9,29 +9,24 @@ from __future__ import annotations
 import asyncio
 import errno
 import shutil
-import threading
 import time
-from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
+from server.core.background import in_thread
 from server.core.errors import CannotStore, DiskFull
 from server.core.pulling import PullActivity, PullNotice, PullProgress
+from server.core.speed import SpeedMeter
 from server.store.hub import Hub
 from server.store.hub_listing import HubFile, HubListing
 from server.store.part_file import delete_abandoned
 from server.store.pull_plan import PullPlan, in_gigabytes
 from server.store.transfer import BACKOFF_SECONDS, Transfer
 
-T = TypeVar("T")
-
 _NUM_AT_ONCE = 4
 _LOOK_SECONDS = 0.2
-_SPEED_WINDOW_SECONDS = 8.0
 _PARTING_SECONDS = 2.0
 """How long threads may take to end that nobody waits for any more; then they are left to end by themselves."""
 _SPARE_BYTES = 64 << 20
@@ -79,7 +74,7 @@ class Downloads:
             LlmspellError: it does not say.
 
         """
-        return await _in_thread(lambda: self._hub.listing(repository))
+        return await in_thread(self._hub.listing, repository)
 
     async def pull(self, plan: PullPlan) -> AsyncGenerator[DownloadEvent]:
         """Download what is missing of a model; the last event is ``Downloaded``.
@@ -118,7 +113,7 @@ class Downloads:
         )
 
     async def _watch(self, flight: _Flight) -> AsyncGenerator[DownloadEvent]:
-        meter = _Meter(self._clock)
+        meter = SpeedMeter(self._clock)
         num_notices = 0
         last: PullProgress | None = None
         flight.progress(meter)  # speed counts from here, not from the first look
@@ -169,7 +164,7 @@ class _Flight:
                 self._said.append(transfer.notices.popleft())
         return self._said
 
-    def progress(self, meter: _Meter) -> PullProgress:
+    def progress(self, meter: SpeedMeter) -> PullProgress:
         """Return how far it is."""
         activities = {transfer.activity for transfer in self._transfers}
         activity = next((each for each in _BY_IMPORTANCE if each in activities), PullActivity.DONE)
@@ -201,7 +196,7 @@ class _Flight:
 
     async def _run(self) -> None:
         try:
-            await _in_thread(self._prepare)
+            await in_thread(self._prepare)
             # the one that waits for the others first: it must be among those that have begun
             tasks = [asyncio.create_task(self._transfer(transfer)) for transfer in reversed(self._transfers)]
             for task in tasks:
@@ -218,7 +213,7 @@ class _Flight:
 
     async def _transfer(self, transfer: Transfer) -> None:
         async with self._slots:
-            await _in_thread(transfer.run)
+            await in_thread(transfer.run)
         self._num_to_come -= 1
         self._release_last()
 
@@ -245,23 +240,6 @@ class _Flight:
             )
 
 
-class _Meter:
-    """Recent speed."""
-
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
-        self._samples: deque[tuple[float, int]] = deque()
-
-    def speed(self, num_bytes: int) -> float:
-        """Take a figure that grows, and return by how much it has grown a second."""
-        now = self._clock()
-        self._samples.append((now, num_bytes))
-        while len(self._samples) > 2 and self._samples[1][0] < now - _SPEED_WINDOW_SECONDS:
-            self._samples.popleft()
-        since, before = self._samples[0]
-        return (num_bytes - before) / (now - since) if now > since else 0.0
-
-
 def cannot_store(error: OSError, root: Path) -> CannotStore:
     """Say what the system's refusal to store something means."""
     if error.errno in {errno.ENOSPC, errno.EDQUOT}:
@@ -282,26 +260,3 @@ def _retrieve(task: asyncio.Task[None]) -> None:
     """Look at the outcome: nobody may be left who waits for it."""
     if not task.cancelled():
         task.exception()
-
-
-async def _in_thread(function: Callable[[], T]) -> T:
-    """Run ``function`` in a daemon thread of its own: it may hang, and must not keep the process from ending."""
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[T] = loop.create_future()
-
-    def settle(outcome: Callable[[], None]) -> None:
-        if not future.done():
-            outcome()
-
-    def run() -> None:
-        try:
-            result = function()
-        except BaseException as error:  # noqa: BLE001 (raised where it is awaited)
-            outcome = partial(future.set_exception, error)
-        else:
-            outcome = partial(future.set_result, result)
-        with suppress(RuntimeError):  # the loop is closed: the process ends
-            loop.call_soon_threadsafe(settle, outcome)
-
-    threading.Thread(target=run, name="pull", daemon=True).start()
-    return await future

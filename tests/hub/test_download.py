@@ -26,7 +26,7 @@ from server.core.errors import (
     PullFailed,
 )
 from server.core.pulling import PullActivity, PullProgress
-from server.store.download import Downloaded, _Meter, cannot_store
+from server.store.download import Downloaded, cannot_store
 from server.store.hub_listing import Checksum, ChecksumKind
 from server.store.hub_settings import HubSettings
 from server.store.part_file import PartFile
@@ -608,10 +608,13 @@ async def test_no_thread_is_left(hub: FakeHub, puller: Puller) -> None:
     hub.add(REPOSITORY, {FILE: content(MIB)})
     hub.rules.append(Rule(FILE, Cut(1000), times=2, at_hub=False))
 
+    before = set(threading.enumerate())
+
     await puller.pull()
 
-    for thread in threading.enumerate():
-        if thread.name in {"pull", "hash"}:
+    # the hub has a thread for each connection, which may be used again
+    for thread in set(threading.enumerate()) - before:
+        if "process_request_thread" not in thread.name:
             thread.join(5)
             assert not thread.is_alive()
 
@@ -639,15 +642,6 @@ async def test_speed_counts_from_the_start(hub: FakeHub, tmp_path: Path) -> None
         await puller.pull()
 
     assert [(each.done_bytes, each.bytes_per_second) for each in puller.progress] == [(MIB, MIB / 2)]
-
-
-def test_speed_is_that_of_the_last_seconds() -> None:
-    times = iter([0.0, 1.0, 2.0, 20.0, 21.0])
-    meter = _Meter(lambda: next(times))
-
-    speeds = [meter.speed(num_bytes) for num_bytes in (0, 100, 200, 300, 1300)]
-
-    assert speeds == [0.0, 100.0, 100.0, 100 / 18, 1100 / 19]
 
 
 async def hub_has_sent(hub: FakeHub, num_bytes: int) -> None:

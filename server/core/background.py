@@ -38,5 +38,5 @@ async def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs)
         with suppress(RuntimeError):  # the loop is closed: the process ends
             loop.call_soon_threadsafe(settle, outcome)
 
-    threading.Thread(target=run, name=f"pool-{getattr(function, '__name__', 'work')}", daemon=True).start()
+    threading.Thread(target=run, name=getattr(function, "__qualname__", "work"), daemon=True).start()
     return await future

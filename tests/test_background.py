@@ -8,7 +8,7 @@ from contextvars import ContextVar
 
 import pytest
 
-from server.pool.background import in_thread
+from server.core.background import in_thread
 
 NAME: ContextVar[str] = ContextVar("NAME")
 
