@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from importlib import metadata, util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -396,15 +397,13 @@ def _ask_hub(settings: HubSettings) -> tuple[str | None, str]:
     from server.store.hub import Hub  # noqa: PLC0415 - slow
 
     repository = next(iter(load_recommended())).repository
-    client = Hub(settings, silence_seconds=_NETWORK_SECONDS)
     try:
-        client.listing(repository)
+        with closing(Hub(settings, silence_seconds=_NETWORK_SECONDS)) as client:
+            client.listing(repository)
     except ModelNotFound:
         return f"answers (and has no {repository})", ""
     except HubDenied as error:
         return None, f"the hub answers, and refuses: {error.message}"
     except LlmspellError as error:
         return None, error.message
-    finally:
-        client.close()
     return "answers", ""

@@ -271,13 +271,15 @@ def _download(url: str, target: Path) -> None:
         with httpx.stream("GET", url, follow_redirects=True, timeout=_NETWORK_SECONDS) as response:
             if response.status_code != httpx.codes.OK:
                 raise InstallationFailed(f"{url} answers HTTP {response.status_code}. {advice}")
-            if url.startswith("https:") and response.url.scheme != "https":
+            urls = [each.url for each in (*response.history, response)]
+            if urls[0].scheme == "https" and any(each.scheme != "https" for each in urls):
                 raise InstallationFailed(f"{url} leads to {response.url}, which anybody could change. {advice}")
             for piece in response.iter_bytes():
                 content += piece
                 if len(content) > _MOST_SCRIPT_BYTES:
                     raise InstallationFailed(f"{url} is too large for a script. {advice}")
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
+    # the last three: proxies and certificates that the environment names, and that cannot be used
+    except (httpx.HTTPError, httpx.InvalidURL, ImportError, OSError, ValueError) as error:
         raise InstallationFailed(
             f"{url} cannot be downloaded ({str(error) or type(error).__name__}). {advice}"
         ) from error

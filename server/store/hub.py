@@ -15,7 +15,7 @@ from urllib.parse import quote
 import httpx
 
 from server.core.errors import PullFailed
-from server.store.hub_errors import error_of_response, offline, redirected_astray, unreachable
+from server.store.hub_errors import error_of_response, no_hub, no_way_out, offline, redirected_astray, unreachable
 from server.store.hub_listing import ChecksumKind, HubFile, HubListing, check_repository, read_listing
 from server.store.hub_settings import HubSettings
 
@@ -31,15 +31,23 @@ class Hub:
     """Hugging Face, or what stands in for it."""
 
     def __init__(self, settings: HubSettings, *, silence_seconds: float = _SILENCE_SECONDS) -> None:
-        """Take the settings; nothing is sent yet."""
+        """Take the settings; nothing is sent yet.
+
+        Raises:
+            PullFailed: what the environment says of proxies and certificates cannot be used.
+
+        """
         self.settings = settings
         self.silence_seconds = silence_seconds
-        self._client = httpx.Client(
-            timeout=httpx.Timeout(silence_seconds, connect=_CONNECT_SECONDS, pool=None),
-            # what is stored is what was hashed: nothing may be compressed on the way
-            headers={"user-agent": _USER_AGENT, "accept-encoding": "identity"},
-            limits=httpx.Limits(max_connections=None),
-        )
+        try:
+            self._client = httpx.Client(
+                timeout=httpx.Timeout(silence_seconds, connect=_CONNECT_SECONDS, pool=None),
+                # what is stored is what was hashed: nothing may be compressed on the way
+                headers={"user-agent": _USER_AGENT, "accept-encoding": "identity"},
+                limits=httpx.Limits(max_connections=None),
+            )
+        except (httpx.InvalidURL, ImportError, OSError, ValueError) as error:  # ImportError: a kind of proxy
+            raise no_way_out(error) from error
 
     def close(self) -> None:
         """Close the connections."""
@@ -113,6 +121,8 @@ class Hub:
         self, url: str, repository: str, headers: dict[str, str], check: Callable[[httpx.Headers, dict[str, str]], None]
     ) -> Iterator[httpx.Response]:
         target = hub = self._parse(url)
+        if hub.scheme not in {"http", "https"} or not hub.host:
+            raise no_hub(self.settings.endpoint)
         is_at_hub = True
         for _ in range(_MAX_REDIRECTS):
             is_at_hub = is_at_hub and _origin(target) == _origin(hub)  # who has left is not let in again

@@ -9,7 +9,7 @@ from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 
 from server.core.errors import HubBusy, HubDenied, HubUnreachable, LlmspellError, ModelNotFound, PullFailed
-from server.store.hub_settings import HubSettings
+from server.store.hub_settings import DEFAULT_ENDPOINT, HubSettings
 
 _TOKENS_PAGE = "https://huggingface.co/settings/tokens"
 _MAX_QUOTED_LEN = 300
@@ -21,6 +21,22 @@ def unreachable(host: str, error: Exception) -> HubUnreachable:
     return HubUnreachable(
         f"{host} does not answer ({_reason(error)}). Check the network, HTTPS_PROXY and HF_ENDPOINT; what has been "
         "downloaded is kept, and the same command goes on from there."
+    )
+
+
+def no_way_out(error: Exception) -> PullFailed:
+    """Build the error for settings of the environment with which no connection can be made at all."""
+    return PullFailed(
+        f"The environment's settings for the network cannot be used ({_reason(error)}). Correct HTTPS_PROXY, "
+        "HTTP_PROXY, ALL_PROXY and NO_PROXY, SSL_CERT_FILE and SSL_CERT_DIR."
+    )
+
+
+def no_hub(endpoint: str) -> PullFailed:
+    """Build the error for an HF_ENDPOINT that is no address."""
+    return PullFailed(
+        f"HF_ENDPOINT is {endpoint[:200]!r}, which is not the address of a hub. Write one such as "
+        f"{DEFAULT_ENDPOINT}, or unset it."
     )
 
 
@@ -68,7 +84,7 @@ def retry_after_seconds(headers: Mapping[str, str], now: datetime | None = None)
     except ValueError:
         try:
             at = parsedate_to_datetime(value)
-        except ValueError:
+        except (ValueError, OverflowError):
             return None
         at = at if at.tzinfo else at.replace(tzinfo=UTC)
         seconds = (at - (now or datetime.now(UTC))).total_seconds()

@@ -363,3 +363,14 @@ def test_a_host_that_is_not_there(environ: dict[str, str]) -> None:
     assert process.returncode == 1
     assert "cannot be downloaded" in process.stderr
     assert "Traceback" not in process.stderr
+
+
+def test_a_proxy_that_is_none(environ: dict[str, str], host: Host) -> None:
+    environ |= {"ALL_PROXY": "socks5://127.0.0.1:1", "no_proxy": "", "NO_PROXY": ""}
+
+    process = run(environ, "--run", "--yes")
+
+    assert process.returncode == 1
+    assert "Traceback" not in process.stderr
+    assert process.stderr.splitlines()[-1].startswith(f"llmspell: error: {host.url} cannot be downloaded")
+    assert host.num_requests == 0

@@ -18,6 +18,7 @@ from server.core.errors import (
     PullFailed,
 )
 from server.store.hub import Hub
+from server.store.hub_errors import retry_after_seconds
 from server.store.hub_listing import ChecksumKind, Gating
 from server.store.hub_settings import HubSettings
 
@@ -198,3 +199,38 @@ def test_no_file_is_written_by_listing(hub: FakeHub, client: Hub, tmp_path: Path
     client.listing(REPOSITORY)
 
     assert [path.name for path in tmp_path.iterdir()] == ["home"]
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("HTTPS_PROXY", "carrier-pigeon://127.0.0.1"),
+        ("HTTPS_PROXY", "http://[::"),
+        ("ALL_PROXY", "socks5://127.0.0.1:1080"),  # needs a package that is not installed
+        ("SSL_CERT_FILE", "/nowhere/at/all.pem"),
+    ],
+)
+def test_an_environment_that_cannot_be_used_is_named(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+
+    with pytest.raises(PullFailed, match=f"environment.*{variable}"):
+        Hub(HubSettings())
+
+
+@pytest.mark.parametrize("endpoint", ["huggingface.co", "https://", "ftp://huggingface.co", "http://"])
+def test_an_endpoint_that_is_no_address_is_named(endpoint: str) -> None:
+    client = Hub(HubSettings(endpoint))
+
+    with pytest.raises(PullFailed, match="HF_ENDPOINT is"):
+        client.listing(REPOSITORY)
+    client.close()
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["soon", "nan", "1e999", "Mon, 1 Jan 99999999999999999999 00:00:00 GMT", "1 Jan 2024 00:00:00 +99999999999999"],
+)
+def test_a_pause_that_is_none_is_not_taken(value: str) -> None:
+    assert retry_after_seconds({"retry-after": value}) is None
