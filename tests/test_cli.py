@@ -13,11 +13,11 @@ import pytest
 from typer.testing import CliRunner
 
 from server import __version__
-from server.cli import app
+from server.cli import app, main
 from server.cli.http_server import base_url, bind
 from server.cli.serve import demo_model_path, load_with_models, model_name, models_from_arguments
 from server.config import ServerConfig
-from server.core.errors import ConfigurationError
+from server.core.errors import ConfigurationError, PullFailed
 from server.core.model_spec import parse_model_spec
 
 STUB = Path(__file__).parent / "stub_server.py"
@@ -100,6 +100,20 @@ def test_what_cannot_be_served_is_one_line_and_exit_code_1(
     assert (result.returncode, result.stdout) == (1, "")
     assert result.stderr.startswith(f"llmspell: error: {message}")
     assert result.stderr.count("\n") == 1
+
+
+def test_what_others_say_is_one_line_that_cannot_move_the_cursor(capfd: pytest.CaptureFixture[str]) -> None:
+    def refuse() -> None:
+        raise PullFailed("The hub says: \x1b]0;owned\x07\x1b[2J\r\nno")
+
+    with pytest.raises(SystemExit) as ended:
+        main(refuse)
+
+    assert ended.value.code == 1
+    line = capfd.readouterr().err.removesuffix("\n")
+    assert line.startswith("llmspell: error: The hub says: ")
+    assert line.endswith(" no")
+    assert line.isprintable()
 
 
 def test_a_name_that_stands_for_no_file_ends_the_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ import typer
 
 from server import __version__
 from server.cli import bench, chat, doctor, model, serve, shell_completion
+from server.cli.output import clean
 from server.cli.quick_start import QuickGroup
 from server.core.errors import LlmspellError
 
@@ -83,5 +84,7 @@ def main(command: Callable[[], object] = _run) -> None:
     try:
         command()
     except LlmspellError as error:
-        print(f"llmspell: error: {error.message}", file=sys.stderr)  # noqa: T201 - logging may not be set up yet
+        # hubs, daemons and names of files have a say in it
+        message = clean(" ".join(error.message.splitlines()))
+        print(f"llmspell: error: {message}", file=sys.stderr)  # noqa: T201 - logging may not be set up yet
         sys.exit(1)
