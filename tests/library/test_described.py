@@ -51,3 +51,9 @@ def test_an_answer_is_read_and_nonsense_in_it_is_not() -> None:
 )
 def test_templates(source: str, facts: set[str]) -> None:
     assert set(template_facts(source)) == facts
+
+
+@pytest.mark.parametrize("piece", ["{#", "{{", "{%", "{{ m.role", "{{ m['role'] ", "raise_exception(system "])
+def test_a_template_made_to_take_for_ever_does_not(piece: str) -> None:
+    """Each takes hours where a pattern is tried again at each place."""
+    assert len(template_facts(piece * 100_000)) <= 1
