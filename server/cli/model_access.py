@@ -196,7 +196,7 @@ class FileAccess:
             while (event := self._runner.run(_next(events))) is not None:
                 yield event
         finally:
-            self._runner.run(events.aclose())
+            self._runner.run(_leave(events))
 
     def delete(self, spec: str) -> Deleted:
         """Delete a model from the disk."""
@@ -279,3 +279,9 @@ async def _loaded(daemon: OllamaLibrary, spec: ModelSpec, state: ModelState) -> 
 
 async def _next(events: AsyncGenerator[PullEvent]) -> PullEvent | None:
     return await anext(events, None)
+
+
+async def _leave(events: AsyncGenerator[PullEvent]) -> None:
+    """Close a pull; one that a second Ctrl-C stopped in the midst of a step is ended when the library is closed."""
+    if not events.ag_running:
+        await events.aclose()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import signal
+import subprocess
 from collections.abc import Iterator
 
 import pytest
@@ -90,6 +91,22 @@ def test_ctrl_c_keeps_what_has_come_and_the_same_command_goes_on(program: Progra
     assert program.run("model", "pull", SPEC).code == 0
     assert hub.bytes_sent - sent < len(CONTENT)
     assert (program.models / SPEC / FILE).read_bytes() == CONTENT
+
+
+def test_who_presses_ctrl_c_twice_is_not_shown_a_traceback(program: Program, hub: FakeHub) -> None:
+    hub.rules.append(Rule("/", Stall(600_000), times=1, at_hub=False))
+    with program.started("model", "pull", SPEC, "--json") as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if json.loads(line).get("done_bytes", 0) >= 500_000:
+                break
+        process.send_signal(signal.SIGINT)
+        with pytest.raises(subprocess.TimeoutExpired):  # leaving takes a moment, in which the second one comes
+            process.wait(timeout=0.01)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=PATIENCE)
+    assert process.returncode in (130, -signal.SIGINT)
+    assert errors == "Interrupted. What has come is kept: run the same command again to go on.\n"
 
 
 def test_on_a_terminal_there_is_a_bar_that_leaves_no_trace(program: Program, hub: FakeHub) -> None:
