@@ -191,6 +191,7 @@ class LlamaCppLibrary:
 
         Raises:
             ModelNotFound: there is nothing.
+            ModelInUse: it is being pulled, maybe by another process.
 
         """
         with suppress(InvalidRequest, ModelNotFound):
@@ -204,6 +205,8 @@ class LlamaCppLibrary:
             removed = Removed() if is_ambiguous else remove_parts(self._own, wanted.repository, is_meant)
             if removed.paths:
                 return Deleted(name, self.backend, removed.paths, removed.freed_bytes)
+            if removed.is_busy:
+                raise _being_pulled(name)
         raise self._not_found(name)
 
     def _check_ours(self, model: StockedModel) -> None:
@@ -221,7 +224,7 @@ class LlamaCppLibrary:
     def _check_unused(self, model: StockedModel, paths: Sequence[Path]) -> None:
         name, real = model.installed.model, {real_folder(path) for path in paths}
         if any(self._pulling[path] > 0 for path in real):
-            raise ModelInUse(f"{name} is being pulled. End that first, or wait for it.", param="model")
+            raise _being_pulled(name)
         for configured, path in self._inventory.configured.items():
             if real & {real_folder(part) for part in parts_of(path)}:
                 raise Forbidden(
@@ -295,6 +298,10 @@ class LlamaCppLibrary:
             return named.names[0]
         quantization = plan.model.quantization or downloaded.path.name
         return f"{FOLDER}/{plan.listing.repository}:{quantization}"
+
+
+def _being_pulled(name: str | None) -> ModelInUse:
+    return ModelInUse(f"{name} is being pulled. End that first, or wait for it.", param="model")
 
 
 def _digests(found: FoundModel) -> list[str | None]:

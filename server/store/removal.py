@@ -27,10 +27,11 @@ _MOST_NOTE_BYTES = 64 << 10
 
 @dataclass(frozen=True, slots=True)
 class Removed:
-    """The files that are gone, and the bytes that the disk has more."""
+    """The files that are gone, the bytes that the disk has more, and whether somebody's work was left alone."""
 
     paths: tuple[Path, ...] = ()
     freed_bytes: int = 0
+    is_busy: bool = False
 
 
 class _Busy(Exception):
@@ -97,18 +98,21 @@ def remove_parts(root: Path, repository: str, is_meant: Callable[[str], bool]) -
         is_meant: whether a path in it is one of a file to forget.
 
     """
-    freed, gone = 0, []
+    freed, gone, is_busy = 0, [], False
     for note_path in sorted((root / PRIVATE_FOLDER / "incomplete").glob("*.json")):
         note = _read_note(note_path)
         if str(note.get("repository")).lower() != repository.lower() or not is_meant(str(note.get("path"))):
             continue
         part = PartFile(root, Checksum(ChecksumKind.SHA256, note_path.stem))
-        with suppress(_Busy, OSError), part.lock(_give_up):
-            size = part.size
-            part.delete()
-            freed += size
-            gone.append(part.path)
-    return Removed(tuple(gone), freed)
+        try:
+            with suppress(OSError), part.lock(_give_up):
+                size = part.size
+                part.delete()
+                freed += size
+                gone.append(part.path)
+        except _Busy:
+            is_busy = True
+    return Removed(tuple(gone), freed, is_busy)
 
 
 def _give_up() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from contextlib import aclosing
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,15 @@ async def test_what_came_of_downloads_is_deleted_with_it(on_hub: Machine, hub: F
     await parts.library.aclose()
 
 
+async def test_what_came_of_a_download_is_deleted_by_the_name_that_was_pulled(on_hub: Machine, hub: FakeHub) -> None:
+    hub.add(REPOSITORY, {"m-Q4_K_M.gguf": WEIGHTS})
+    parts = on_hub.parts()
+    await interrupted(parts, hub, NAME)
+    assert (await delete(parts, NAME)).freed_bytes >= 100_000
+    assert files(on_hub.own) == []
+    await parts.library.aclose()
+
+
 async def interrupted(parts: LibraryParts, hub: FakeHub, spec: str) -> None:
     """Have half of a model come."""
     hub.rules.append(Rule("/m-", Stall(after=100_000), times=1, at_hub=False))
@@ -104,6 +114,21 @@ async def test_a_model_that_is_being_pulled_is_not_deleted(on_hub: Machine, hub:
     with pytest.raises(ModelInUse, match="being pulled"):
         await delete(parts, NAME)
     await events.aclose()
+    assert (await delete(parts, NAME)).paths
+    await parts.library.aclose()
+
+
+async def test_what_is_being_pulled_for_the_first_time_is_not_deleted(on_hub: Machine, hub: FakeHub) -> None:
+    hub.add(REPOSITORY, {"m-Q4_K_M.gguf": WEIGHTS})
+    hub.rules.append(Rule("/m-", Stall(after=100_000), times=1, at_hub=False))
+    parts = on_hub.parts()
+    async with aclosing(parts.library.pull(parse_model_spec(NAME))) as events:
+        async for event in events:
+            if isinstance(event, PullProgress) and event.done_bytes >= 100_000:
+                break
+        for spec in (NAME, f"llamacpp/{NAME}:Q4_K_M"):
+            with pytest.raises(ModelInUse, match="being pulled"):
+                await delete(parts, spec)
     assert (await delete(parts, NAME)).paths
     await parts.library.aclose()
 
