@@ -283,5 +283,5 @@ async def _next(events: AsyncGenerator[PullEvent]) -> PullEvent | None:
 
 async def _leave(events: AsyncGenerator[PullEvent]) -> None:
     """Close a pull; one that a second Ctrl-C stopped in the midst of a step is ended when the library is closed."""
-    if not events.ag_running:
+    if not getattr(events, "ag_running", False):  # typing knows only what all iterators have
         await events.aclose()

@@ -33,11 +33,12 @@ def test_a_list_is_one_line_for_each_model_with_what_is_wrong(stocked: Program) 
     result = stocked.run("model", "list")
     assert (result.code, result.errors) == (0, "")
     head, *lines = result.output.splitlines()
-    assert head.split() == ["NAME", "BACKEND", "SIZE", "QUANTIZATION", "MODIFIED", "SOURCE", "PROBLEM"]
+    assert head.split() == ["NAME", "SHORT", "NAME", "BACKEND", "SIZE", "QUANTIZATION", "MODIFIED", "SOURCE", "PROBLEM"]
     cells = {line.split()[0]: line for line in lines}
     assert [*cells] == ["empty", "hf.co/owner/Model-GGUF:Q8_0", "mine:Q4_K_M", "phi3:3.8b"]
     assert cells["empty"].endswith("empty.gguf has 0 bytes, which is no model")
     assert cells["mine:Q4_K_M"].split()[-1] == "own"
+    assert cells["hf.co/owner/Model-GGUF:Q8_0"].split()[1:3] == ["Model:Q8_0", "llamacpp"]
     assert "Q8_0" in cells["hf.co/owner/Model-GGUF:Q8_0"].split()
     assert cells["hf.co/owner/Model-GGUF:Q8_0"].endswith("huggingface")
 
