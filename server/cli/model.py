@@ -52,8 +52,8 @@ group.command(
     "available",
     cls=QuickCommand,
     epilog=examples(
-        ("llmspell model available", "all models with a short name"),
-        ("llmspell model available --recommended", "those that this machine can run"),
+        ("llmspell model available", "what this machine can run"),
+        ("llmspell model available --recommended", "all recommended models, and whether they fit"),
     ),
 )(available)
 group.command(

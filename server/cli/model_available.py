@@ -45,7 +45,7 @@ class AvailableModel:
 def available(
     *,
     recommended: Annotated[
-        bool, typer.Option("--recommended", help="Only those that this machine has enough memory for.")
+        bool, typer.Option("--recommended", help="All recommended models, also those too large for this machine.")
     ] = False,
     server: ServerOption = None,
     config: ConfigOption = None,
@@ -69,7 +69,7 @@ def available(
         catalogue = load_recommended(Path(extension) if extension else None)
         memory = machine_memory()
         found = available_models(catalogue, access.models(), _with_evictable(memory, access))
-    shown = [each for each in found if not (recommended and each.fit is not None and each.fit.value == "no")]
+    shown = [each for each in found if recommended or each.fit is None or each.fit.value != "no"]
     if as_json:
         print_json({"object": "list", "data": [available_json(each) for each in shown]})
         return
@@ -165,7 +165,7 @@ def _tell_about(found: Sequence[AvailableModel], shown: Sequence[AvailableModel]
         gpu = f" and {size_text(memory.gpu)} on GPUs" if memory.gpu else ""
         tell(f"This machine has {size_text(memory.total)} of memory{gpu}, {size_text(memory.free)} are free.")
     if num_hidden := len(found) - len(shown):
-        tell(f"{num_hidden} more are too large for it; without --recommended they are listed, too.")
+        tell(f"{num_hidden} more are too large for it; with --recommended they are listed, too.")
     tell("`llmspell model pull SPEC` takes what stands under OLLAMA or LLAMA.CPP.")
 
 

@@ -182,7 +182,7 @@ def test_status_without_a_server(stocked: Program) -> None:
 
 def test_the_catalogue_says_what_fits_and_what_is_here(program: Program) -> None:
     put(program.models / "hf.co" / "bartowski" / "Llama-3.2-1B-Instruct-GGUF" / "Llama-3.2-1B-Instruct-Q4_K_M.gguf")
-    result = program.run("model", "available")
+    result = program.run("model", "available", "--recommended")
     assert result.code == 0
     assert "of memory" in result.errors
     lines = result.output.splitlines()
@@ -190,12 +190,12 @@ def test_the_catalogue_says_what_fits_and_what_is_here(program: Program) -> None
         line = next(each for each in lines if f"ollama/{name}" in each)
         assert f"llamacpp/{name}" in line
         assert any(word in line for word in ("  yes", "GPU", "freed", "too large")), line
-    entries = {each["name"]: each for each in program.run("model", "available", "--json").document["data"]}
+    entries = {each["name"]: each for each in program.run("model", "available", "--recommended", "--json").document["data"]}
     assert entries["llama3.2:1b"]["installed"] == ["llamacpp"]
     assert entries["phi3:3.8b"]["installed"] == []
     assert entries["phi3:3.8b"]["size_class"] == "1 to 3 GB"
-    short = {each["name"] for each in program.run("model", "available", "--recommended", "--json").document["data"]}
-    assert short == {name for name, each in entries.items() if each["fits"] != "no"}
+    fitting = {each["name"] for each in program.run("model", "available", "--json").document["data"]}
+    assert fitting == {name for name, each in entries.items() if each["fits"] != "no"}
 
 
 def test_the_users_own_recommendations_are_available(program: Program, tmp_path: Path) -> None:
