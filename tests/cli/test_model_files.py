@@ -190,7 +190,8 @@ def test_the_catalogue_says_what_fits_and_what_is_here(program: Program) -> None
         line = next(each for each in lines if f"ollama/{name}" in each)
         assert f"llamacpp/{name}" in line
         assert any(word in line for word in ("  yes", "GPU", "freed", "too large")), line
-    entries = {each["name"]: each for each in program.run("model", "available", "--recommended", "--json").document["data"]}
+    document = program.run("model", "available", "--recommended", "--json").document
+    entries = {each["name"]: each for each in document["data"]}
     assert entries["llama3.2:1b"]["installed"] == ["llamacpp"]
     assert entries["phi3:3.8b"]["installed"] == []
     assert entries["phi3:3.8b"]["size_class"] == "1 to 3 GB"
