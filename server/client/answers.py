@@ -15,6 +15,7 @@ T = TypeVar("T")
 OK = 200
 """The status of everything that went well."""
 _MAX_SHOWN = 200
+_MAX_LOOKED_AT = 4096
 _TITLE = re.compile(r"<title[^>]*>(.*?)</title>", re.IGNORECASE | re.DOTALL)
 
 
@@ -91,7 +92,7 @@ def _foreign(url: str, what: str) -> ServerUnreachable:
 
 def _glimpse(body: bytes) -> str:
     """Show what a person would recognize of an answer that a program does not."""
-    text = body[: 64 * 1024].decode(errors="replace")
+    text = body[:_MAX_LOOKED_AT].decode(errors="replace")
     title = _TITLE.search(text)
     words = " ".join((title[1] if title else text).split())
     shown = "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in words)

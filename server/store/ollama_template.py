@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import islice
 
 from server.store.go_template import Node, Show, Text, Untranslatable, parse_go_template, walk
 from server.store.go_template_jinja import jinja_template
@@ -22,6 +23,7 @@ _MARKERS = re.compile(
     r"|^###? ?[A-Z]\w+:|\b[A-Z]{3,20}:",
     re.MULTILINE,
 )
+_MOST_MARKS = 200
 _OF_TOOLS = re.compile(r"tool|think|python|json|image|img|result|available", re.IGNORECASE)
 
 
@@ -86,7 +88,7 @@ def _none(kind: OllamaKind) -> TemplateChoice:
 
 def _is_another_format(manifest_template: str, file_template: str) -> bool:
     """Whether a template writes marks between turns that the other one does not know."""
-    return any(mark not in file_template for mark in _marks(manifest_template))
+    return any(mark not in file_template for mark in islice(_marks(manifest_template), _MOST_MARKS))
 
 
 def _marks(template: str) -> Iterator[str]:

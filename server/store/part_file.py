@@ -72,7 +72,7 @@ class PartFile:
     @property
     def etag(self) -> str:
         """The version that the part is of, or nothing if that is not known."""
-        note = _read_note(self._note_path)
+        note = read_note(self._note_path)
         etag = note.get("etag")
         return etag if isinstance(etag, str) else ""
 
@@ -96,7 +96,7 @@ class PartFile:
     def delete_outdated(self, repository: str, path: str) -> None:
         """Delete parts of earlier versions of the same file, unless somebody is at work on them."""
         for note_path in self.path.parent.glob("*.json"):
-            note = _read_note(note_path)
+            note = read_note(note_path)
             if note_path != self._note_path and (note.get("repository"), note.get("path")) == (repository, path):
                 _delete_unless_locked(note_path)
 
@@ -114,7 +114,7 @@ class PartFile:
     def is_verified(self, destination: Path) -> bool:
         """Whether a published file is one that has been hashed, and has not changed since."""
         try:
-            return _read_note(self._verified_path) == asdict(self._described(destination))
+            return read_note(self._verified_path) == asdict(self._described(destination))
         except OSError:
             return False
 
@@ -169,7 +169,7 @@ def delete_abandoned(root: Path, keep: Collection[Checksum]) -> Sequence[str]:
     for stem, touched in last_touched.items():
         if touched < oldest and stem not in kept:
             path = folder / f"{stem}.part"
-            name = _read_note(path.with_suffix(".json")).get("path")
+            name = read_note(path.with_suffix(".json")).get("path")
             is_part = path.exists()
             with suppress(OSError):
                 if _delete_unless_locked(path) and is_part and not path.exists():
@@ -180,7 +180,8 @@ def delete_abandoned(root: Path, keep: Collection[Checksum]) -> Sequence[str]:
 def _delete_unless_locked(path: Path) -> bool:
     """Delete all there is for a checksum, unless somebody holds its lock; say whether that was done."""
     with path.with_suffix(".lock").open("ab") as lock:
-        is_free = _try_lock(lock)
+        # one that was deleted meanwhile keeps nobody out
+        is_free = _try_lock(lock) and _is_same_file(lock, path.with_suffix(".lock"))
         if is_free:
             for suffix in _SUFFIXES:
                 with suppress(OSError):
@@ -206,7 +207,7 @@ def _is_same_file(file: BinaryIO, path: Path) -> bool:
         return False
 
 
-def _read_note(path: Path) -> dict[str, object]:
+def read_note(path: Path) -> dict[str, object]:
     """Read a note; one that is missing or broken says nothing."""
     try:
         with path.open("rb") as file:

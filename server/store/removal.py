@@ -6,7 +6,6 @@ writes becomes a path.
 
 from __future__ import annotations
 
-import json
 import os
 import stat
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -20,9 +19,7 @@ from server.store.lookout import real_folder
 from server.store.model_files import FoundModel
 from server.store.model_index import Listing
 from server.store.model_names import read_file_name
-from server.store.part_file import PRIVATE_FOLDER, PartFile
-
-_MOST_NOTE_BYTES = 64 << 10
+from server.store.part_file import PRIVATE_FOLDER, PartFile, read_note
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +97,7 @@ def remove_parts(root: Path, repository: str, is_meant: Callable[[str], bool]) -
     """
     freed, gone, is_busy = 0, [], False
     for note_path in sorted((root / PRIVATE_FOLDER / "incomplete").glob("*.json")):
-        note = _read_note(note_path)
+        note = read_note(note_path)
         if str(note.get("repository")).lower() != repository.lower() or not is_meant(str(note.get("path"))):
             continue
         part = PartFile(root, Checksum(ChecksumKind.SHA256, note_path.stem))
@@ -149,15 +146,6 @@ def _place(path: Path, root: Path) -> str:
 def _forget_verified(root: Path, places: Collection[object]) -> None:
     """Delete the notes that say what these files were."""
     for note_path in (root / PRIVATE_FOLDER / "verified").glob("*.json"):
-        if _read_note(note_path).get("path") in places:
+        if read_note(note_path).get("path") in places:
             with suppress(OSError):
                 note_path.unlink()
-
-
-def _read_note(path: Path) -> dict[str, object]:
-    try:
-        with path.open("rb") as file:
-            note = json.loads(file.read(_MOST_NOTE_BYTES))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return note if isinstance(note, dict) else {}
