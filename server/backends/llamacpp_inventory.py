@@ -46,6 +46,7 @@ class Inventory:
     def models(self) -> list[InstalledModel]:
         """List the models, each once."""
         listing = self.index.listing()
+        self.index.save()  # files that may be copies of each other were compared, perhaps
         configured = [self._configured(name, listing) for name in self.configured]
         hidden = {real_folder(model.found.path) for model in configured}
         entries = [each for each in listing.entries if not (hidden and real_folder(each.main.found.path) in hidden)]

@@ -56,6 +56,15 @@ async def test_a_list_reads_no_headers_but_shows_what_is_known_of_them(machine: 
     assert "chat" in again.capabilities
 
 
+async def test_files_that_may_be_copies_are_compared_once_and_for_all(machine: Machine) -> None:
+    for name in ("one", "two"):
+        put(machine.own / f"{name}.gguf", gguf_bytes({"general.name": name}, padding=9000))
+    first = await listed(machine)
+    known = json.loads((machine.root / "cache" / "headers.json").read_text())["files"]
+    assert len(first) == 2
+    assert all(known[str(machine.own / f"{name}.gguf")]["sample"] for name in ("one", "two"))
+
+
 async def test_copies_are_shown_once(machine: Machine) -> None:
     data = gguf_bytes({"general.name": "same"}, padding=9000)
     put(machine.own / "a-Q4_0.gguf", data)
