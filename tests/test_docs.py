@@ -63,6 +63,23 @@ def test_the_architecture_names_every_room() -> None:
     assert {room for room in expected if room not in text} == set()
 
 
+def test_the_architecture_names_every_file_in_its_room() -> None:
+    rows = re.findall(
+        r"^\| `(server/[^`]*)` \|(.*)$", (ROOT / "docs" / "architecture.md").read_text("utf-8"), re.MULTILINE
+    )
+    rooms: dict[Path, str] = {}
+    for room, content in rows:
+        folder = Path(room) if room.endswith("/") else Path(room).parent
+        rooms[folder] = f"{rooms.get(folder, '')} `{Path(room).name}` {content}"
+    unnamed = []
+    for path in (ROOT / "server").rglob("*.py"):
+        inside = path.relative_to(ROOT)
+        words = next(rooms[folder] for folder in inside.parents if folder in rooms)
+        if path.name not in {"__init__.py", "config.py"} and f"`{path.name}`" not in words:
+            unnamed.append(str(inside))
+    assert unnamed == []
+
+
 def test_the_decisions_are_listed() -> None:
     folder = ROOT / "docs" / "decisions"
     index = (folder / "README.md").read_text(encoding="utf-8")
