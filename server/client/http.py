@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from server.core.errors import ServerUnreachable, TimedOut
+from server.core.errors import ConfigurationError, ServerUnreachable, TimedOut
 
 if TYPE_CHECKING:
+    import ssl
+
     import httpx
 
 DEFAULT_TIMEOUT = 60.0
@@ -20,14 +22,33 @@ def sync_client(url: str) -> httpx.Client:
     """Open connections to a server; proxies for the way to the internet do not lead there."""
     import httpx  # noqa: PLC0415 - slow
 
-    return httpx.Client(base_url=url, transport=httpx.HTTPTransport())
+    return httpx.Client(base_url=url, transport=httpx.HTTPTransport(verify=_certificates(url)))
 
 
 def async_client(url: str) -> httpx.AsyncClient:
     """Open connections to a server; proxies for the way to the internet do not lead there."""
     import httpx  # noqa: PLC0415 - slow
 
-    return httpx.AsyncClient(base_url=url, transport=httpx.AsyncHTTPTransport())
+    return httpx.AsyncClient(base_url=url, transport=httpx.AsyncHTTPTransport(verify=_certificates(url)))
+
+
+def _certificates(url: str) -> ssl.SSLContext | bool:
+    """Return whom to trust; most servers are on this machine and need no certificates, which take a while to load.
+
+    Raises:
+        ConfigurationError: the certificates that the environment names cannot be read.
+
+    """
+    import httpx  # noqa: PLC0415 - slow
+
+    if not url.startswith("https:"):
+        return False
+    try:
+        return httpx.create_ssl_context()
+    except OSError as error:
+        raise ConfigurationError(
+            f"The certificates to trust cannot be read ({error}). Correct SSL_CERT_FILE and SSL_CERT_DIR."
+        ) from error
 
 
 def patience(silence: float | None) -> httpx.Timeout:

@@ -405,3 +405,11 @@ def test_an_alias_may_be_pulled() -> None:
     with Answering(stream(*frames(FINISHED), "[DONE]")) as server:
         assert pull_sync(server.url, "my favourite") == [FINISHED]
     assert server.asked[0].json["model"] == "my favourite"
+
+
+def test_certificates_that_cannot_be_read_matter_to_https_only(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", "/nowhere/at/all.pem")
+    with Answering(whole(STATUS)) as server:
+        assert ask(server.url, "status").version == "1.0"
+        with pytest.raises(errors.ConfigurationError, match="SSL_CERT_FILE"):
+            ask(server.url.replace("http:", "https:"), "status")
