@@ -140,7 +140,7 @@ def find_config_path(config_path: Path | None, environ: Mapping[str, str] = os.e
     if config_path is not None:
         return _existing(config_path, "--config")
     if named := environ.get(CONFIG_VARIABLE):
-        return _existing(Path(named).expanduser(), CONFIG_VARIABLE)
+        return _existing(_expanded(named), CONFIG_VARIABLE)
     candidates = (Path("config.toml"), _user_directory(environ, "XDG_CONFIG_HOME", ".config") / "config.toml")
     return next((path.absolute() for path in candidates if path.is_file()), None)
 
@@ -243,8 +243,26 @@ def _with_paths(table: dict[str, Any], section: str, directory: Path) -> dict[st
 def _absolute(value: str | Iterable[str], directory: Path) -> str | tuple[str, ...]:
     """Make a path, or several, relative to ``directory``; an absolute one stays itself, and an empty one empty."""
     if isinstance(value, str):
-        return str(directory / Path(value).expanduser()) if value else ""
-    return tuple(str(directory / Path(each).expanduser()) for each in value if each)
+        return str(directory / _expanded(value)) if value else ""
+    return tuple(str(directory / _expanded(each)) for each in value if each)
+
+
+def _expanded(text: str) -> Path:
+    """Return a path with the home folder in place of ``~``.
+
+    Raises:
+        ConfigurationError: nothing can be at such a path.
+
+    """
+    try:
+        path = Path(text).expanduser()
+    except RuntimeError as error:
+        raise ConfigurationError(
+            f"The path {text!r} begins with a home folder that is not known here; write the whole path."
+        ) from error
+    if "\0" in text:
+        raise ConfigurationError(f"The path {text!r} has a NUL character in it; write one without.")
+    return path
 
 
 def _checked_table(table: Mapping[str, Any], place: str, section: str, shown: str) -> dict[str, Any]:
@@ -268,7 +286,7 @@ def _checked_models(table: Mapping[str, Any], place: str, directory: Path) -> di
             raise ConfigurationError(f"{place}: {shown}: {spec} is there twice.")
         model = _checked_table(keys, place, "models.*", shown)
         # an absolute path stays itself when it is joined
-        paths = {key: str(directory / Path(model[key]).expanduser()) for key in _PATH_KEYS if model.get(key)}
+        paths = {key: str(directory / _expanded(model[key])) for key in _PATH_KEYS if model.get(key)}
         models[spec] = model | paths
     return models
 

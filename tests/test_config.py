@@ -535,3 +535,10 @@ def test_ollamas_own_variable_says_where_its_daemon_is(host: str) -> None:
     assert ours.settings.ollama.url == "http://other:1"
     with pytest.raises(ConfigurationError, match="OLLAMA_HOST: "):
         load_settings(environ={"OLLAMA_HOST": "ftp://x"})
+
+
+@pytest.mark.parametrize("path", ["~nobody-of-this-name/x", "a\\u0000b"])
+@pytest.mark.parametrize("key", ["[store]\nmodels_dir = {}", "[llamacpp]\nmodel_dirs = [{}]", "[models.a]\npath = {}"])
+def test_a_path_that_is_none_is_refused(tmp_path: Path, key: str, path: str) -> None:
+    with pytest.raises(ConfigurationError, match="The path '"):
+        load_text(key.format(f'"{path}"'), tmp_path / "c.toml")

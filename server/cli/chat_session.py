@@ -168,12 +168,15 @@ class Session:
         if not name:
             self._screen.tell("(name a file: /save FILE)")
             return
-        path = Path(name).expanduser()
+        path = Path(name)
         try:
+            path = path.expanduser()
             self._conversation.save(path)
         except FileExistsError:
             self._screen.tell(f"({path} is there already; name another file)")
         except OSError as error:
             self._screen.tell(f"({path} cannot be written: {error.strerror})")
+        except (RuntimeError, ValueError) as error:  # somebody's home folder that is not known; a NUL character
+            self._screen.tell(f"({path} cannot be written: {error})")
         else:
             self._screen.tell(f"(saved to {path})")

@@ -139,6 +139,13 @@ def test_unknown_commands_are_not_sent() -> None:
     assert [messages[-1] for messages in model.asked] == [("user", "/usr/bin is what?")]
 
 
+@pytest.mark.parametrize("name", ["~nobody-of-this-name/talk.json", "a\0b"])
+def test_a_path_that_is_none_ends_no_conversation(name: str) -> None:
+    told, _, _ = converse(f"/save {name}", "/save")
+    assert "cannot be written: " in told.splitlines()[0]
+    assert told.splitlines()[1] == "(name a file: /save FILE)"
+
+
 def test_save(tmp_path: Path) -> None:
     path = tmp_path / "a talk.json"
     told, _, _ = converse(
