@@ -49,6 +49,7 @@ def pull(
         try:
             finished = _follow(access, spec, quantization, as_json=as_json)
         except KeyboardInterrupt:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # who presses again does not want to wait for anything
             tell("Interrupted. What has come is kept: run the same command again to go on.")
             raise typer.Exit(_INTERRUPTED) from None
         if as_json:
