@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -85,7 +85,7 @@ class Inventory:
             path=found.path,
             digest=None if same is None else same.digest,
             other_names=() if same is None else tuple(each for each in same.names if each != name),
-            copies=() if same is None else tuple(copy.found.path for copy in same.copies),
+            copies=() if same is None else _copies_of(found.path, same.copies),
             problem=found.problem,
         )
         known = _with_facts(model, self.index, found if same is None else same.main.found)
@@ -104,10 +104,15 @@ class Inventory:
             path=found.path,
             digest=entry.digest,
             other_names=tuple(each for each in dict.fromkeys((*named.names, *entry.names)) if each != name),
-            copies=tuple(each.found.path for each in (entry.main, *entry.copies) if each is not named),
+            copies=_copies_of(found.path, (entry.main, *entry.copies)),
             problem=entry.problem if named is entry.main else found.problem,
         )
         return _with_facts(model, self.index, found)
+
+
+def _copies_of(path: Path, all_of_them: Iterable[NamedModel]) -> tuple[Path, ...]:
+    """Return where else the weights are: several names of Ollama's may stand for one blob."""
+    return tuple(dict.fromkeys(each.found.path for each in all_of_them if each.found.path != path))
 
 
 def _configured_model(path: Path) -> FoundModel:

@@ -79,6 +79,15 @@ async def test_copies_are_shown_once(machine: Machine) -> None:
     assert other.path == machine.own / "folder" / "b-Q4_0.gguf"
 
 
+async def test_several_names_for_one_blob_are_no_copies(machine: Machine) -> None:
+    weights = gguf_bytes({"general.name": "same"}, padding=9000)
+    for name in ("spell/1b", "charm/latest"):
+        put_ollama(machine.ollama, f"registry.ollama.ai/library/{name}", weights)
+    (model,) = (await listed(machine)).values()
+    assert model.other_names == ("spell:1b",)
+    assert model.copies == ()
+
+
 async def test_a_file_that_the_configuration_names_is_listed_once_under_its_name(machine: Machine) -> None:
     path = put(machine.own / "file-Q4_0.gguf")
     found = await listed(machine, **{"local/mine:7b": ModelConfig(path=str(path))})
