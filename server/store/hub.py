@@ -16,7 +16,15 @@ import httpx
 
 from server.core.errors import PullFailed
 from server.store.hub_errors import error_of_response, no_hub, no_way_out, offline, redirected_astray, unreachable
-from server.store.hub_listing import ChecksumKind, HubFile, HubListing, check_repository, read_listing
+from server.store.hub_listing import (
+    ChecksumKind,
+    HubFile,
+    HubListing,
+    check_repository,
+    read_listing,
+    tree_to_ask,
+    with_tree,
+)
 from server.store.hub_settings import HubSettings
 
 _CONNECT_SECONDS = 10.0
@@ -24,6 +32,7 @@ _SILENCE_SECONDS = 30.0
 _MAX_REDIRECTS = 8
 _MAX_ERROR_BYTES = 64 << 10
 _MAX_LISTING_BYTES = 64 << 20
+_MAX_PAGES = 100
 _USER_AGENT = "llmspell"
 
 
@@ -62,16 +71,37 @@ class Hub:
         """
         repository = check_repository(repository)
         version = "" if revision is None else f"/revision/{quote(revision, safe='')}"
-        with self.get(f"{self.settings.endpoint}/api/models/{repository}{version}?blobs=true", repository) as response:
+        about = f"{self.settings.endpoint}/api/models/{repository}"
+        answer, _ = self._asked(f"{about}{version}?blobs=true", repository)
+        if (tree := tree_to_ask(answer)) is not None:
+            answer = with_tree(answer, self._tree(f"{about}/tree/{quote(tree, safe='')}", repository))
+        return read_listing(answer, repository)
+
+    def _tree(self, url: str, repository: str) -> list[object]:
+        """Ask for all files in all folders; the answer comes in pages."""
+        rows: list[object] = []
+        following: str | None = f"{url}?recursive=true"
+        for _ in range(_MAX_PAGES):
+            if following is None:
+                return rows
+            page, following = self._asked(following, repository)
+            rows += page if isinstance(page, list) else []
+            if following is not None and _origin(self._parse(following)) != _origin(self._parse(url)):
+                break
+        raise PullFailed(f"What {self.settings.endpoint} says of the files of {repository} does not end.")
+
+    def _asked(self, url: str, repository: str) -> tuple[object, str | None]:
+        """Return a JSON answer, and where the next page of it is."""
+        with self.get(url, repository) as response:
             body = self._body(response, _MAX_LISTING_BYTES)
+            following = response.links.get("next", {}).get("url")
         try:
-            answer = json.loads(body)
-        except (ValueError, RecursionError) as error:
+            return json.loads(body), None if following is None else str(httpx.URL(url).join(following))
+        except (ValueError, RecursionError, httpx.InvalidURL) as error:
             raise PullFailed(
                 f"{self.settings.endpoint} does not behave as Hugging Face does: what it says of {repository} is not "
                 "JSON. Check HF_ENDPOINT, and whether a proxy or a login page answers instead."
             ) from error
-        return read_listing(answer, repository)
 
     def file_url(self, listing: HubListing, file: HubFile) -> str:
         """Return where a file is, at the commit of the listing: it cannot change there."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import PurePosixPath
@@ -26,6 +27,8 @@ _RESERVED_NAMES = re.compile(r"(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\.|\Z)", 
 _MAX_PATH_LEN = 512
 _MAX_NAME_LEN = 240
 _MAX_FILES = 100_000
+_REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._\-]{0,99}\Z")
+_DEFAULT_REVISION = "main"
 
 
 class Gating(StrEnum):
@@ -131,23 +134,74 @@ def read_listing(answer: object, repository: str) -> HubListing:
         ) from error
 
 
+def tree_to_ask(answer: object) -> str | None:
+    """Return the revision whose tree has to be asked for; ``None`` if the answer will do.
+
+    It will not if it names GGUF files and not their sizes or checksums: mirrors may not know ``?blobs=true``.
+    """
+    rows = answer.get("siblings") if isinstance(answer, dict) else None
+    if not isinstance(answer, dict) or not isinstance(rows, list) or not _lack_details(rows):
+        return None
+    with suppress(ValueError):  # told by ``read_listing``
+        return revision_of(answer)
+    return None
+
+
+def _lack_details(rows: Iterable[object]) -> bool:
+    return any(
+        isinstance(row, dict)
+        and _is_gguf(row.get("rfilename"))
+        and "lfs" not in row
+        and not {"size", "blobId"} <= {*row}
+        for row in rows
+    )
+
+
+def revision_of(answer: Mapping[str, Any]) -> str:
+    """Return the commit that an answer is about, or the default branch of a mirror that does not say.
+
+    Raises:
+        ValueError: it says something else.
+
+    """
+    commit = answer.get("sha")
+    if commit is None:
+        return _DEFAULT_REVISION
+    if not isinstance(commit, str) or not _REVISION.match(commit):
+        raise ValueError("it names no commit")
+    return commit
+
+
+def with_tree(answer: object, tree: Iterable[object]) -> object:
+    """Add what ``/api/models/{repository}/tree/{revision}`` says of files: their sizes and checksums."""
+    if not isinstance(answer, dict):
+        return answer
+    rows = [
+        {"rfilename": row.get("path"), "size": row.get("size"), "blobId": row.get("oid"), "lfs": row.get("lfs")}
+        for row in tree
+        if isinstance(row, dict) and row.get("type", "file") == "file"
+    ]
+    return {**answer, "siblings": rows}
+
+
+def _is_gguf(name: object) -> bool:
+    return isinstance(name, str) and name.lower().endswith(".gguf")
+
+
 def _read(answer: object, repository: str) -> HubListing:
     if not isinstance(answer, dict):
         raise TypeError("its answer is not a JSON object")
     rows = answer["siblings"]
-    commit = answer["sha"]
     if not isinstance(rows, list) or len(rows) > _MAX_FILES:
         raise ValueError("its list of files cannot be used")
-    if not isinstance(commit, str) or not _COMMIT.match(commit):
-        raise ValueError("it names no commit")
     described = answer.get("gguf")
     facts: Mapping[str, Any] = described if isinstance(described, dict) else {}
     return HubListing(
         repository=_canonical(answer.get("id"), repository),
-        commit=commit,
+        commit=revision_of(answer),
         gating=_gating(answer.get("gated")),
         is_private=answer.get("private") is True,
-        files=tuple(_file(row, repository) for row in rows if str(row["rfilename"]).lower().endswith(".gguf")),
+        files=tuple(_file(row, repository) for row in rows if _is_gguf(row["rfilename"])),
         architecture=facts["architecture"] if isinstance(facts.get("architecture"), str) else None,
         context_length=facts["context_length"] if isinstance(facts.get("context_length"), int) else None,
     )

@@ -311,7 +311,10 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer_as_storage(path, actions)
 
     def _answer_as_hub(self, path: str, actions: list[Action]) -> None:
-        if match := re.match(r"/api/models/([^/]+/[^/?]+)", path):
+        if match := re.match(r"/api/models/([^/]+/[^/]+)/tree/([^/?]+)\?recursive=true(?:&cursor=([0-9]+))?\Z", path):
+            if (repository := self._repository(match[1])) is not None:
+                self._answer_with_tree(repository, int(match[3] or 0), path, actions)
+        elif match := re.match(r"/api/models/([^/]+/[^/?]+)", path):
             if (repository := self._repository(match[1])) is not None:
                 self._send(200, self._said({}, actions), json.dumps(self._described(match[1], repository)).encode())
         elif match := re.match(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
@@ -349,6 +352,20 @@ class _Handler(BaseHTTPRequestHandler):
             found = Status(401, "RepoNotFound", "Repository not found")
         self._refuse(found)
         return None
+
+    def _answer_with_tree(self, repository: Repository, number: int, path: str, actions: list[Action]) -> None:
+        """Send one row a page, as the hub sends a thousand."""
+        siblings = [self._sibling(*each) for each in repository.files.items()]
+        rows: list[dict[str, Any]] = [{"type": "directory", "oid": "0" * 40, "size": 0, "path": "folder.gguf"}]
+        for each in siblings:
+            row = {"type": "file", "path": each["rfilename"], "size": each["size"], "oid": each["blobId"]}
+            large = each.get("lfs")
+            rows.append(row | ({"lfs": {"oid": large["sha256"], "size": large["size"]}} if large else {}))
+        headers: dict[str, str | None] = {}
+        if number + 1 < len(rows):
+            following = f"{path.split('&', maxsplit=1)[0]}&cursor={number + 1}"
+            headers["link"] = f'<{self.server.hub.url}{following}>; rel="next"'
+        self._send(200, self._said(headers, actions), json.dumps(rows[number : number + 1]).encode())
 
     def _described(self, name: str, repository: Repository) -> dict[str, Any]:
         return {

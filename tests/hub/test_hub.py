@@ -234,3 +234,31 @@ def test_an_endpoint_that_is_no_address_is_named(endpoint: str) -> None:
 )
 def test_a_pause_that_is_none_is_not_taken(value: str) -> None:
     assert retry_after_seconds({"retry-after": value}) is None
+
+
+def as_a_mirror_says(hub: FakeHub) -> dict[str, object]:
+    """What is left of an answer where nobody knows ``?blobs=true``, nor commits."""
+    files = hub.repositories[REPOSITORY].files
+    return {"siblings": [{"rfilename": path} for path in files], "sha": None}
+
+
+def test_a_mirror_that_does_not_describe_files_is_asked_for_its_tree(hub: FakeHub, client: Hub) -> None:
+    files = {"a-Q4_K_M.gguf": b"x" * 100, "deep/b-Q8_0.gguf": b"y" * 200, "README.md": b"z", "tiny.gguf": b"t"}
+    hub.add(REPOSITORY, files)
+    whole = client.listing(REPOSITORY)
+    hub.repositories[REPOSITORY].extra = as_a_mirror_says(hub)
+
+    listing = client.listing(REPOSITORY)
+
+    assert listing.files == whole.files
+    assert listing.commit == "main"
+    assert len(hub.asked("/tree/main")) == len(files) + 1
+
+
+def test_pages_that_lead_elsewhere_are_not_followed(hub: FakeHub, client: Hub) -> None:
+    hub.add(REPOSITORY, {"a-Q4_K_M.gguf": b"x" * 100})
+    hub.repositories[REPOSITORY].extra = as_a_mirror_says(hub)
+    hub.rules.append(Rule("/tree/", Say({"link": '<http://192.0.2.1/more>; rel="next"'})))
+
+    with pytest.raises(PullFailed, match="does not end"):
+        client.listing(REPOSITORY)
