@@ -24,7 +24,7 @@ FOLDER = "hf.co"
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<index>[0-9]{5})-of-(?P<count>[0-9]{5})\.gguf\Z", re.IGNORECASE)
 _QUANTIZATION = re.compile(
     r"(?:^|[-._/])"
-    r"((?:UD-)?(?:I?Q[1-8](?:_(?:[0-9]+|K|NL|XXS|XS|S|M|L|XL))*|TQ[12]_0|MXFP4(?:_MOE)?|NVFP4|BF16|FP?16|FP?32))"
+    r"((?:UD-)?(?:I?Q[1-8](?:_(?:[0-9]+|K|NL|XXS|XS|S|M|L|XXL|XL|P))*|TQ[12]_0|MXFP4(?:_MOE)?|NVFP4|BF16|FP?16|FP?32))"
     r"(?=[-._/]|\Z)",
     re.IGNORECASE,
 )

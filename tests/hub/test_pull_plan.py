@@ -5,6 +5,7 @@ import pytest
 from server.core.errors import InvalidRequest, ModelNotFound, PullFailed
 from server.core.model_spec import parse_model_spec
 from server.store.hub_listing import Checksum, ChecksumKind, Gating, HubFile, HubListing
+from server.store.model_names import read_file_name
 from server.store.pull_plan import Wanted, find_wanted, in_gigabytes, models_in, plan_pull, quantization_of
 from server.store.recommended import load_recommended
 
@@ -46,6 +47,20 @@ def listing(*names: str) -> HubListing:
 )
 def test_quantizations_are_read_from_names(name: str, expected: str | None) -> None:
     assert quantization_of(name) == expected
+
+
+@pytest.mark.parametrize(
+    "quantization",
+    [
+        *("Q2_K", "Q2_K_L", "Q3_K_XL", "Q4_K_M", "Q4_K_P", "Q5_K_XXL", "Q6_K_P", "Q8_0", "Q4_0_4_4", "Q4", "TQ1_0"),
+        *("IQ1_M", "IQ2_XXS", "IQ3_M", "IQ4_NL", "UD-IQ1_S", "UD-Q4_K_XL", "MXFP4_MOE", "NVFP4", "BF16", "F16", "FP32"),
+    ],
+)
+def test_what_is_pulled_under_a_quantization_has_it_in_its_name(quantization: str) -> None:
+    name = f"Model-7B-{quantization}.gguf"
+    told = read_file_name(name)
+    assert told is not None
+    assert told.quantization == quantization_of(name) == quantization.replace("FP32", "F32")
 
 
 @pytest.mark.parametrize(
