@@ -14,6 +14,7 @@ from server.cli.doctor_versions import OLLAMA_NEEDED, OLLAMA_WANTED, parse_versi
 _LITTLE_DISK = 5 << 30
 _FEW_FILES = 512
 _MOST_SHOWN = 5
+_MOST_COMPLAINTS = 20  # nothing else shows them
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,13 +153,20 @@ class Access(Enum):
 
 @dataclass(frozen=True, slots=True)
 class FolderFacts:
-    """A place that models are looked for in; ``problems`` are what cannot be used there, a line for each."""
+    """A place that models are looked for in.
+
+    Attributes:
+        problems: models that are listed there, but cannot be used; a line for each.
+        complaints: what is in no list of models, because it has no name even; a line for each.
+
+    """
 
     source: str
     path: Path
     access: Access
     num_models: int = 0
     problems: tuple[str, ...] = ()
+    complaints: tuple[str, ...] = ()
     is_configured: bool = False
 
 
@@ -182,13 +190,16 @@ def check_folders(folders: Sequence[FolderFacts], models: Sequence[ModelFacts]) 
         lines += [f"  {line}" for line in folder.problems[:_MOST_SHOWN]]
         if len(folder.problems) > _MOST_SHOWN:
             lines.append(f"  and {len(folder.problems) - _MOST_SHOWN} more; `llmspell model list` shows all")
+        lines += [f"  {line}" for line in folder.complaints[:_MOST_COMPLAINTS]]
+        if len(folder.complaints) > _MOST_COMPLAINTS:
+            lines.append(f"  and {len(folder.complaints) - _MOST_COMPLAINTS} more that are no models")
         if folder.access is Access.FORBIDDEN:
             status = Status.WARNING
             advice.append(_permission_advice(folder))
         elif folder.access is Access.ABSENT and folder.is_configured:
             status = Status.WARNING
             advice.append(f"Correct [llamacpp] model_dirs: there is no folder {folder.path}.")
-        elif folder.problems and status is Status.OK:
+        elif (folder.problems or folder.complaints) and status is Status.OK:
             status = Status.NOTE
     total = sum(each.num_models for each in folders) + sum(each.is_there and each.path is not None for each in models)
     if total == 0 and status is Status.OK:
@@ -226,7 +237,8 @@ def _folder_line(folder: FolderFacts) -> str:
         return f"{folder.path} ({folder.source}): is not there"
     if folder.access is Access.FORBIDDEN:
         return f"{folder.path} ({folder.source}): may not be read"
-    unusable = f", {len(folder.problems)} cannot be used" if folder.problems else ""
+    num_unusable = len(folder.problems) + len(folder.complaints)
+    unusable = f", {num_unusable} cannot be used" if num_unusable else ""
     return f"{folder.path} ({folder.source}): {_counted(folder.num_models, 'model')}{unusable}"
 
 

@@ -34,7 +34,7 @@ from server.config_sources import home_directory
 from server.core.errors import ConfigurationError, HubDenied, LlmspellError, ModelNotFound
 from server.store.header_cache import HeaderCache
 from server.store.hub_settings import HubSettings, hub_settings
-from server.store.model_index import ModelIndex
+from server.store.model_index import ModelEntry, ModelIndex
 from server.store.places import Place, Source, Surroundings, model_places, own_folder
 from server.store.recommended import load_recommended
 
@@ -252,12 +252,24 @@ def _folder(place: Place) -> FolderFacts:
     except OSError:
         return FolderFacts(place.source.value, place.path, Access.FORBIDDEN, is_configured=is_configured)
     listing = ModelIndex([place], HeaderCache(None)).listing()
-    problems = [f"{entry.main.found.path}: {entry.problem}" for entry in listing.entries if entry.problem]
-    problems += [f"{each.path}: {each.problem}" for each in listing.complaints]
+    problems = [f"{_title(entry)}: {entry.problem}" for entry in listing.entries if entry.problem]
+    complaints = [f"{each.path}: {each.problem}" for each in listing.complaints]
     num_models = sum(entry.problem is None for entry in listing.entries)
     return FolderFacts(
-        place.source.value, place.path, Access.READABLE, num_models, tuple(problems), is_configured=is_configured
+        place.source.value,
+        place.path,
+        Access.READABLE,
+        num_models,
+        tuple(problems),
+        tuple(complaints),
+        is_configured=is_configured,
     )
+
+
+def _title(entry: ModelEntry) -> str:
+    """Return what tells a user which model is meant: the names of Ollama's blobs do not."""
+    found = entry.main.found
+    return entry.name if found.source is Source.OLLAMA and entry.name is not None else str(found.path)
 
 
 def models(settings: Configuration) -> list[ModelFacts]:

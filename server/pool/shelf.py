@@ -88,7 +88,7 @@ class Shelf:
         named = self._listing.find(name)
         if named is None or named.found.problem is None:
             return None
-        return ModelLoadingFailed(f"local/{named.names[0]}: {named.found.path} {named.found.problem}.")
+        return ModelLoadingFailed(f"local/{named.names[0]} cannot be used: {named.found.problem}.")
 
     def material(self, entry: Entry) -> Material:
         """Find the files of a model; blocking.
@@ -104,7 +104,7 @@ class Shelf:
         if named is None:
             raise ModelNotFound(_no_file(entry.name), param="model")
         if named.found.problem is not None:
-            raise ModelLoadingFailed(f"local/{entry.name}: {named.found.path} {named.found.problem}.")
+            raise ModelLoadingFailed(f"local/{entry.name} cannot be used: {named.found.problem}.")
         return material_of(named.found)
 
     def _take(self, listing: Listing) -> None:

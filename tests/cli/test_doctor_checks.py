@@ -329,6 +329,16 @@ def test_what_cannot_be_used_is_shown_in_part() -> None:
     assert finding.details[-1] == "  and 4 more; `llmspell model list` shows all"
 
 
+def test_what_no_list_shows_is_shown_here() -> None:
+    folder = replace(OWN, problems=("a: is gone",), complaints=tuple(f"file {number}" for number in range(23)))
+    finding = check_folders([folder], [])
+    assert finding.status is Status.NOTE
+    assert finding.details[0].endswith(", 24 cannot be used")
+    assert "  a: is gone" in finding.details
+    assert "  file 19" in finding.details
+    assert finding.details[-1] == "  and 3 more that are no models"
+
+
 def test_names_of_files_may_hold_anything() -> None:
     folder = replace(OWN, problems=("/models/\x1b[2J\n\udc80.gguf: is empty",))
     lines = plain_lines(Diagnosis((check_folders([folder], []),)))
