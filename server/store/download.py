@@ -21,6 +21,7 @@ from server.core.pulling import PullActivity, PullNotice, PullProgress
 from server.core.speed import SpeedMeter
 from server.store.hub import Hub
 from server.store.hub_listing import HubFile, HubListing
+from server.store.lookout import is_folder, real_folder
 from server.store.part_file import delete_abandoned
 from server.store.pull_plan import PullPlan, in_gigabytes
 from server.store.transfer import BACKOFF_SECONDS, Transfer
@@ -228,6 +229,8 @@ class _Flight:
     def _prepare(self) -> None:
         """See that there is room, and make some; blocking."""
         self._root.mkdir(parents=True, exist_ok=True)
+        for transfer in self._transfers:
+            _check_place(transfer.destination, self._root)
         for name in delete_abandoned(self._root, [transfer.file.checksum for transfer in self._transfers]):
             self._said.append(f"Deleted what had come of {name}: nobody has continued that download for a month.")
         num_missing = sum(transfer.num_missing() for transfer in self._transfers)
@@ -238,6 +241,23 @@ class _Flight:
                 f"{in_gigabytes(num_missing)} are to come, and {in_gigabytes(num_free)} are free. Delete something, "
                 "choose a smaller quantization, or another folder."
             )
+
+
+def _check_place(destination: Path, root: Path) -> None:
+    """See that a file can appear where it belongs, before hours of download.
+
+    Raises:
+        CannotStore: a folder has its name already, or a link leads out of the folder for models.
+
+    """
+    folder = real_folder(destination.parent)
+    if not folder.is_relative_to(real_folder(root)):
+        raise CannotStore(
+            f"{destination.parent} leads out of {root} to {folder}, where nothing is looked for. Remove that link; "
+            "another folder for models is chosen with [store] models_dir in the configuration."
+        )
+    if is_folder(destination):
+        raise CannotStore(f"{destination} is a folder, and the file to download has that name. Remove it.")
 
 
 def cannot_store(error: OSError, root: Path) -> CannotStore:

@@ -121,10 +121,14 @@ def find_wanted(spec: ModelSpec, quantization: str | None, recommended: Recommen
         recommended: models with short names.
 
     Raises:
-        InvalidRequest: spec and quantization say two different things.
+        InvalidRequest: spec and quantization say two different things, or the quantization nothing.
         ModelNotFound: the name stands for no repository.
 
     """
+    if quantization is not None and not quantization.strip():
+        raise InvalidRequest(
+            f"The quantization is empty. Name one such as {DEFAULT_QUANTIZATION}, or none.", param="quantization"
+        )
     if is_hugging_face(spec.name):
         return Wanted(check_repository(spec.name.partition("/")[2]), _one_of(spec.variant, quantization, spec))
     if (model := recommended.find(spec)) is not None:

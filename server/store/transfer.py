@@ -73,6 +73,7 @@ class Transfer:
         self._hub = hub
         self._listing = listing
         self._part = PartFile(root, file.checksum)
+        self._outdated: tuple[int, int, int] | None = None
         self._is_watching = False
         self._backoff_seconds = backoff_seconds
 
@@ -114,13 +115,15 @@ class Transfer:
             self._be_done()
             return True
         try:
-            size = self.destination.stat().st_size
+            status = self.destination.stat()
         except (FileNotFoundError, NotADirectoryError):
             return False
-        if size != self.file.size:
+        state = (status.st_ino, status.st_size, status.st_mtime_ns)
+        if status.st_size != self.file.size or state == self._outdated:
             return False
         digest = self._hash_of(self.destination)
         if digest != self.file.checksum.digest:
+            self._outdated = state  # which need not be found out again
             self.notices.append(f"{self.destination.name} is here, but is not what the hub has now; it is replaced.")
             self.num_bytes = 0
             return False

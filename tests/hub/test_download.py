@@ -79,7 +79,40 @@ async def test_what_was_changed_here_is_replaced(hub: FakeHub, puller: Puller) -
     await puller.pull()
 
     assert finished.path.read_bytes() == data
-    assert "is replaced" in puller.notices[0]
+    (notice,) = puller.notices
+    assert "is replaced" in notice
+
+
+async def test_links_out_of_the_folder_are_not_followed(hub: FakeHub, puller: Puller, tmp_path: Path) -> None:
+    hub.add(REPOSITORY, {FILE: content(MIB)})
+    (tmp_path / "elsewhere").mkdir()
+    place = (puller.root / PLACE).parent
+    place.parent.mkdir(parents=True)
+    place.symlink_to(tmp_path / "elsewhere")
+
+    with pytest.raises(CannotStore, match=r"leads out of .* models_dir"):
+        await puller.pull()
+    assert hub.bytes_sent == 0
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+async def test_the_folder_for_models_may_be_behind_a_link(hub: FakeHub, puller: Puller, tmp_path: Path) -> None:
+    hub.add(REPOSITORY, {FILE: content(MIB)})
+    (tmp_path / "elsewhere").mkdir()
+    puller.root.symlink_to(tmp_path / "elsewhere")
+
+    await puller.pull()
+
+    assert (tmp_path / "elsewhere" / PLACE).is_file()
+
+
+async def test_a_folder_of_the_files_name_is_noticed_before_the_download(hub: FakeHub, puller: Puller) -> None:
+    hub.add(REPOSITORY, {FILE: content(MIB)})
+    (puller.root / PLACE).mkdir(parents=True)
+
+    with pytest.raises(CannotStore, match="is a folder"):
+        await puller.pull()
+    assert hub.bytes_sent == 0
 
 
 async def test_shards_and_projector_come_in_parallel(hub: FakeHub, puller: Puller) -> None:

@@ -190,6 +190,12 @@ def test_a_spec_that_means_none_names_the_closest() -> None:
         find_wanted(parse_model_spec("mistral:600b"), None, RECOMMENDED)
 
 
+@pytest.mark.parametrize("quantization", ["", " "])
+def test_a_quantization_is_not_empty(quantization: str) -> None:
+    with pytest.raises(InvalidRequest, match="is empty"):
+        find_wanted(parse_model_spec("hf.co/owner/repo"), quantization, RECOMMENDED)
+
+
 @pytest.mark.parametrize(
     ("spec", "quantization"), [("hf.co/o/r:Q4_0", "Q8_0"), ("mistral:Q4_0", "Q8_0"), ("hf.co/o/a..b", None)]
 )
