@@ -398,11 +398,11 @@ async def ollama(settings: Configuration, source: str) -> OllamaFacts:
 def hub(around: Surroundings, *, online: bool) -> HubFacts:
     """Read the hub's settings; ``online`` asks it for a model that is recommended, as a pull does."""
     settings = hub_settings(around.environ, around.home)
-    facts = HubFacts(settings.endpoint, bool(settings.token), settings.is_offline)
+    facts = HubFacts(settings.shown, bool(settings.token), settings.is_offline)
     if settings.is_offline or not online:
         return facts
     answer, problem = _ask_hub(settings)
-    return HubFacts(settings.endpoint, bool(settings.token), is_offline=False, answer=answer, problem=problem)
+    return HubFacts(settings.shown, bool(settings.token), is_offline=False, answer=answer, problem=problem)
 
 
 def _ask_hub(settings: HubSettings) -> tuple[str | None, str]:

@@ -99,7 +99,7 @@ class Hub:
             return json.loads(body), None if following is None else str(httpx.URL(url).join(following))
         except (ValueError, RecursionError, httpx.InvalidURL) as error:
             raise PullFailed(
-                f"{self.settings.endpoint} does not behave as Hugging Face does: what it says of {repository} is not "
+                f"{self.settings.shown} does not behave as Hugging Face does: what it says of {repository} is not "
                 "JSON. Check HF_ENDPOINT, and whether a proxy or a login page answers instead."
             ) from error
 
@@ -152,7 +152,7 @@ class Hub:
     ) -> Iterator[httpx.Response]:
         target = hub = self._parse(url)
         if hub.scheme not in {"http", "https"} or not hub.host:
-            raise no_hub(self.settings.endpoint)
+            raise no_hub(self.settings.shown)
         is_at_hub = True
         for _ in range(_MAX_REDIRECTS):
             is_at_hub = is_at_hub and _origin(target) == _origin(hub)  # who has left is not let in again

@@ -113,7 +113,7 @@ def _busy(headers: Mapping[str, str], settings: HubSettings) -> HubBusy:
 
 
 def _denied(status: int, code: str, said: str, repository: str, settings: HubSettings) -> str:
-    page = f"{settings.endpoint}/{repository}"
+    page = f"{settings.shown}/{repository}"
     how_to_log_in = f"create a token with read access at {_TOKENS_PAGE} and set HF_TOKEN to it, or run `hf auth login`"
     if code == _GATED or "gated" in said.lower() or "restricted" in said.lower():
         if not settings.token:
@@ -133,13 +133,13 @@ def _denied(status: int, code: str, said: str, repository: str, settings: HubSet
 
 
 def _not_found(code: str, repository: str, settings: HubSettings) -> ModelNotFound:
-    page = f"{settings.endpoint}/{repository}"
+    page = f"{settings.shown}/{repository}"
     if code in {"EntryNotFound", "RevisionNotFound"}:
         return ModelNotFound(
             f"{repository} no longer has this file or version; look at {page}/tree/main.", param="model"
         )
     return ModelNotFound(
-        f"There is no repository {repository} at {settings.endpoint}. Check its name; for a private one, set HF_TOKEN.",
+        f"There is no repository {repository} at {settings.shown}. Check its name; for a private one, set HF_TOKEN.",
         param="model",
     )
 

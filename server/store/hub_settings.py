@@ -5,6 +5,7 @@ https://huggingface.co/docs/huggingface_hub/package_reference/environment_variab
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ DEFAULT_ENDPOINT = "https://huggingface.co"
 
 _TRUE = {"1", "on", "yes", "true"}
 _MAX_TOKEN_LEN = 4096
+_CREDENTIALS = re.compile(r"(?<=://)[^/]*@")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +31,11 @@ class HubSettings:
     endpoint: str = DEFAULT_ENDPOINT
     token: str = field(default="", repr=False)
     is_offline: bool = False
+
+    @property
+    def shown(self) -> str:
+        """The endpoint as it may be shown: without the name and the password that some mirrors have in it."""
+        return _CREDENTIALS.sub("", self.endpoint)
 
 
 def hub_settings(environment: Mapping[str, str], home: Path) -> HubSettings:

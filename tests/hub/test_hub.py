@@ -262,3 +262,15 @@ def test_pages_that_lead_elsewhere_are_not_followed(hub: FakeHub, client: Hub) -
 
     with pytest.raises(PullFailed, match="does not end"):
         client.listing(REPOSITORY)
+
+
+def test_credentials_of_a_mirror_are_not_shown(hub: FakeHub) -> None:
+    client = Hub(HubSettings(hub.url.replace("://", "://me:secret@")))
+
+    with pytest.raises(ModelNotFound) as raised:
+        client.listing("no/such")
+    client.close()
+
+    assert hub.url in raised.value.message
+    assert "secret" not in raised.value.message
+    assert hub.requests[-1].headers["authorization"].startswith("Basic ")
