@@ -33,6 +33,7 @@ _MAX_REDIRECTS = 8
 _MAX_ERROR_BYTES = 64 << 10
 _MAX_LISTING_BYTES = 64 << 20
 _MAX_PAGES = 100
+_MAX_ROWS = 100_000
 _USER_AGENT = "llmspell"
 
 
@@ -86,9 +87,11 @@ class Hub:
                 return rows
             page, following = self._asked(following, repository)
             rows += page if isinstance(page, list) else []
+            if len(rows) > _MAX_ROWS:
+                break
             if following is not None and _origin(self._parse(following)) != _origin(self._parse(url)):
                 break
-        raise PullFailed(f"What {self.settings.endpoint} says of the files of {repository} does not end.")
+        raise PullFailed(f"What {self.settings.shown} says of the files of {repository} does not end.")
 
     def _asked(self, url: str, repository: str) -> tuple[object, str | None]:
         """Return a JSON answer, and where the next page of it is."""

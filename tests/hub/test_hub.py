@@ -264,6 +264,18 @@ def test_pages_that_lead_elsewhere_are_not_followed(hub: FakeHub, client: Hub) -
         client.listing(REPOSITORY)
 
 
+def test_a_tree_that_is_too_large_is_not_read_to_its_end(hub: FakeHub, client: Hub) -> None:
+    hub.add(REPOSITORY, {"a-Q4_K_M.gguf": b"x" * 100})
+    hub.repositories[REPOSITORY].extra = as_a_mirror_says(hub)
+    page = b"[" + b",".join([b"{}"] * 60_000) + b"]"
+    hub.rules.append(Rule("/tree/", Status(200, headers={"link": '<?page=2>; rel="next"'}, body=page)))
+
+    with pytest.raises(PullFailed, match="does not end"):
+        client.listing(REPOSITORY)
+
+    assert len(hub.asked("/tree/")) == 2
+
+
 def test_credentials_of_a_mirror_are_not_shown(hub: FakeHub) -> None:
     client = Hub(HubSettings(hub.url.replace("://", "://me:secret@")))
 
