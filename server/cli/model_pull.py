@@ -55,8 +55,7 @@ def pull(
         if as_json:
             return
         print_data(_id(finished))
-        name = spec if quantization is None and _means(access, spec, finished) else _id(finished)
-    tell(f"It is here. Try it with `llmspell chat {shlex.quote(name)}`.")
+        tell(_advice(access, finished, spec if quantization is None else None))
 
 
 def _id(finished: PullFinished) -> str:
@@ -65,13 +64,21 @@ def _id(finished: PullFinished) -> str:
     return model_id(finished.model, finished.backend)
 
 
-def _means(access: ModelAccess, spec: str, finished: PullFinished) -> bool:
-    """Whether what was asked for is also a name of what has come: short ones may be those of other models."""
-    try:
-        found = access.details(spec).installed
-    except LlmspellError:
-        return False
-    return (found.model, found.backend) == (finished.model, finished.backend)
+def _advice(access: ModelAccess, finished: PullFinished, spec: str | None) -> str:
+    """Say what can be done with what has come; by the name that was asked for, if that means it."""
+    name = _id(finished)
+    for each in (spec, name) if spec is not None else (name,):
+        try:
+            found = access.details(each).installed
+        except LlmspellError:
+            continue
+        if (found.model, found.backend) != (finished.model, finished.backend):
+            continue  # short names may be those of other models
+        if found.problem is not None:
+            return f"It is here, but cannot be used: {found.problem}."
+        name = each
+        break
+    return f"It is here. Try it with `llmspell chat {shlex.quote(name)}`."
 
 
 def _follow(access: ModelAccess, spec: str, quantization: str | None, *, as_json: bool) -> PullFinished:

@@ -11,11 +11,13 @@ from collections.abc import Iterator
 import pytest
 from fakes.hub import Cut, FakeHub, Rule, Stall, Status
 from program import PATIENCE, Program
+from store.made_stores import gguf_bytes
 
 REPOSITORY = "owner/repo-GGUF"
 FILE = "model-Q4_K_M.gguf"
 SPEC = f"hf.co/{REPOSITORY}"
-CONTENT = random.Random(1).randbytes(1 << 20)
+HEADER = gguf_bytes({"general.name": "model"})
+CONTENT = HEADER + random.Random(1).randbytes((1 << 20) - len(HEADER))
 
 
 @pytest.fixture
@@ -39,6 +41,14 @@ def test_standard_output_is_the_spec_and_nothing_else(program: Program, hub: Fak
     assert (again.code, again.output) == (0, result.output)
     assert len(hub.asked("/resolve/")) == asked
     assert f"{SPEC}:Q4_K_M" in program.run("model", "list").output
+
+
+def test_what_is_no_model_is_not_offered_for_a_chat(program: Program, hub: FakeHub) -> None:
+    hub.add(REPOSITORY, {FILE: b"this is no model, whatever its name says\n" * 1000})
+    result = program.run("model", "pull", SPEC)
+    assert (result.code, result.output) == (0, f"local/{SPEC}:Q4_K_M@llamacpp\n")
+    assert f"It is here, but cannot be used: {program.models / SPEC / FILE} is not a GGUF file" in result.errors
+    assert "llmspell chat" not in result.errors
 
 
 def test_the_quantization_chooses_the_file(program: Program, hub: FakeHub) -> None:
