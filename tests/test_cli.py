@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from server import __version__
 from server.cli import app, main
 from server.cli.http_server import base_url, bind
-from server.cli.serve import demo_model_path, load_with_models, model_name, models_from_arguments
+from server.cli.serve import demo_model_path, is_model_file, load_with_models, model_name, models_from_arguments
 from server.config import ServerConfig
 from server.core.errors import ConfigurationError, PullFailed
 from server.core.model_spec import parse_model_spec
@@ -121,6 +121,27 @@ def test_a_name_that_stands_for_no_file_ends_the_server(tmp_path: Path, monkeypa
     result = run_command("serve", "--port", "0", "--model", "local/nothing")
     assert (result.returncode, result.stdout) == (1, "")
     assert "llmspell: error: The model local/nothing has no file" in result.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("argument", "is_file"),
+    [
+        ("nothing.gguf", True),
+        ("./nothing.GGUF", True),
+        ("/a b/nothing:8b.gguf", True),
+        ("there", True),
+        ("hf.co/owner/repo:Name-Q4_K_M.gguf", False),
+        ("llamacpp/hf.co/owner/repo:Name.gguf", False),
+        ("phi3:3.8b", False),
+        ("a b:", False),
+    ],
+)
+def test_files_are_told_from_specs(
+    argument: str, *, is_file: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there").touch()
+    assert is_model_file(argument) is is_file
 
 
 def test_a_file_is_served_under_its_stem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

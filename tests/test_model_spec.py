@@ -53,6 +53,11 @@ def test_refuses(text: str) -> None:
     assert caught.value.param == "model"
 
 
+def test_an_address_is_told_how_to_write_it() -> None:
+    with pytest.raises(InvalidModelSpec, match=r"hf\.co/owner/repository"):
+        parse_model_spec("https://huggingface.co/owner/repo")
+
+
 @given(st.text(alphabet="aZ0./:@-_ +\né", max_size=20))
 def test_what_parses_can_be_written_and_parsed_again(text: str) -> None:
     try:

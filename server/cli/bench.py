@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from server.cli.serve import DEMO_MODEL, demo_model_path, models_from_arguments
+from server.cli.serve import DEMO_MODEL, demo_model_path, is_model_file, models_from_arguments
 from server.core.errors import ConfigurationError, InvalidModelSpec
 from server.core.model_spec import parse_model_spec
 
@@ -106,7 +106,7 @@ def what_to_measure(arguments: Sequence[str], *, demo: bool) -> tuple[dict[str, 
     models, specs = dict[str, dict[str, Any]](), list[str]()
     for argument in arguments:
         path = Path(argument)
-        if path.suffix.lower() == ".gguf" or path.is_file():
+        if is_model_file(argument):
             if not path.is_file():
                 raise ConfigurationError(f"there is no file {path}.")
             made = models_from_arguments([argument])

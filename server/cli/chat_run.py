@@ -17,7 +17,7 @@ import typer
 from server.cli.chat_screen import Screen
 from server.cli.chat_session import Conversation, Reply, Session
 from server.cli.chat_source import ChatMessage, ChatOptions, ChatSource
-from server.cli.serve import demo_model_path, models_from_arguments
+from server.cli.serve import demo_model_path, is_model_file, models_from_arguments
 from server.cli.server_lookup import listens, named_server
 from server.client.address import url_of
 from server.core.errors import InvalidRequest, LlmspellError
@@ -118,7 +118,9 @@ class _Wanted:
 
 
 def _wanted(spec: str, server: str | None, config: Path | None, *, demo: bool) -> _Wanted:
-    is_file = spec.lower().endswith(".gguf") or Path(spec).is_file()
+    is_file = is_model_file(spec)
+    if is_file and not Path(spec).is_file():
+        raise InvalidRequest(f"there is no file {spec}.")
     models = models_from_arguments([*([spec] if is_file else []), *([str(demo_model_path())] if demo else [])])
     if models and server is not None:
         raise typer.BadParameter("a server has models of its own; name one of them.", param_hint="'--server'")

@@ -24,7 +24,7 @@ from server.cli.conformance_suite import ModelReport, run_checks
 from server.cli.conformance_wire import Wire
 from server.cli.doctor_checks import Occupant
 from server.cli.doctor_look import port
-from server.cli.serve import DEMO_MODEL
+from server.cli.serve import DEMO_MODEL, is_model_file
 from server.cli.server_lookup import listens, server_address
 from server.client.address import url_of
 from server.core.errors import ConfigurationError, InvalidModelSpec, ServerUnreachable
@@ -97,7 +97,7 @@ async def _url(
     models, specs = what_to_measure(arguments, demo=any(_is_demo(each) for each in arguments))
     settings = _settings(config, models)
     running = await asyncio.to_thread(port, settings.server)
-    if running.occupant is Occupant.OURS and not any(each.lower().endswith(".gguf") for each in arguments):
+    if running.occupant is Occupant.OURS and not any(is_model_file(each) for each in arguments):
         yield url_of(settings.server.host, settings.server.port), specs
         return
     from server.cli.conformance_server import local_server  # noqa: PLC0415 - slow, and not always needed
@@ -109,7 +109,7 @@ async def _url(
 def _specs(arguments: Sequence[str], named_by: str) -> Sequence[str]:
     """Return what a server is asked for, which knows nothing of the files of this machine."""
     for each in arguments:
-        if each.lower().endswith(".gguf"):
+        if is_model_file(each):
             raise ConfigurationError(
                 f"{named_by} names a server, which serves models, not files: name {each} by a spec, or leave "
                 f"{named_by} out."

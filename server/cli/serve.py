@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from server.core.errors import ConfigurationError, InvalidModelSpec
-from server.core.model_spec import parse_model_spec
+from server.core.model_spec import is_hugging_face, parse_model_spec
 
 if TYPE_CHECKING:
     from server.config import LoadedSettings
@@ -82,8 +82,9 @@ def models_from_arguments(arguments: list[str]) -> dict[str, dict[str, Any]]:
     """Return the ``models`` table that the arguments of ``--model`` stand for."""
     models = dict[str, dict[str, Any]]()
     for argument in arguments:
-        is_file = argument.lower().endswith(".gguf") or Path(argument).is_file()
-        spec, keys = _model_file(Path(argument)) if is_file else (_model_spec(argument), {"preload": True})
+        spec, keys = (
+            _model_file(Path(argument)) if is_model_file(argument) else (_model_spec(argument), {"preload": True})
+        )
         earlier = models.get(spec, {})
         if "path" in earlier and "path" in keys and earlier != keys:
             raise ConfigurationError(
@@ -92,6 +93,18 @@ def models_from_arguments(arguments: list[str]) -> dict[str, dict[str, Any]]:
             )
         models[spec] = earlier | keys
     return models
+
+
+def is_model_file(argument: str) -> bool:
+    """Whether an argument means a file: one that is there, or what ends as files do and is no repository's file."""
+    if Path(argument).is_file():
+        return True
+    if not argument.lower().endswith(".gguf"):
+        return False
+    try:
+        return not is_hugging_face(parse_model_spec(argument).name)
+    except InvalidModelSpec:
+        return True
 
 
 def _model_file(path: Path) -> tuple[str, dict[str, Any]]:

@@ -93,6 +93,10 @@ def parse_model_spec(text: str) -> ModelSpec:
     """
     if not text or len(text) > _MAX_SPEC_LEN:
         raise InvalidModelSpec(f"A model spec has 1 to {_MAX_SPEC_LEN} characters; this one has {len(text)}.")
+    if "://" in text:
+        raise InvalidModelSpec(
+            f"{text!r} is an address and not a model spec. Write hf.co/owner/repository for one of Hugging Face."
+        )
     rest, forced = _split_backend(text)
     rest, provided = _split_provider(rest)
     if forced and provided and forced is not provided:
