@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from io import TextIOWrapper
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -16,6 +20,7 @@ from server.cli.quick_start import QuickGroup
 from server.core.errors import LlmspellError
 
 _PROGRAM = "llmspell"
+_UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 
 app = typer.Typer(
     name=_PROGRAM,
@@ -74,10 +79,19 @@ def _run() -> object:
     return app(prog_name=_PROGRAM)
 
 
+def _open_what_is_closed() -> None:
+    """Have all three streams, in a shell that was told to close one, too: no file opened later may take its place."""
+    nowhere = Path(os.devnull)
+    sys.stdin = sys.stdin or nowhere.open(encoding="utf-8")
+    sys.stdout = sys.stdout or nowhere.open("w", encoding="utf-8")
+    sys.stderr = sys.stderr or nowhere.open("w", encoding="utf-8")
+
+
 def main(command: Callable[[], object] = _run) -> None:
     """Run the command; what this project refuses on purpose is one line on standard error and exit code 1."""
     if shell_completion.is_asked():
         shell_completion.prepare()
+    _open_what_is_closed()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal that cannot show a name shows most of it
@@ -85,6 +99,16 @@ def main(command: Callable[[], object] = _run) -> None:
         command()
     except LlmspellError as error:
         # hubs, daemons and names of files have a say in it
-        message = clean(" ".join(error.message.splitlines()))
-        print(f"llmspell: error: {message}", file=sys.stderr)  # noqa: T201 - logging may not be set up yet
-        sys.exit(1)
+        _fail(error.message)
+    except OSError as error:
+        if error.errno not in _UNWRITABLE or error.filename is not None:
+            raise
+        # what is left in the stream's memory must not fail once more at the end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _fail(f"The output cannot be written: {error.strerror}.")
+
+
+def _fail(message: str) -> NoReturn:
+    with suppress(OSError):  # nobody can be told
+        print(f"llmspell: error: {clean(' '.join(message.splitlines()))}", file=sys.stderr)  # noqa: T201 - logging may not be set up yet
+    sys.exit(1)

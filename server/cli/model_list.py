@@ -57,9 +57,12 @@ def list_models(
 
 
 def _tell_that_there_is_none(access: ModelAccess, backend: BackendName | None) -> None:
-    for health in access.health():
-        if not health.is_up and backend in (None, health.name):
+    asked = [each for each in access.health() if backend in (None, each.name)]
+    for health in asked:
+        if not health.is_up:
             tell(f"{health.name.value} is down: {health.reason}" if health.reason else f"{health.name.value} is down")
+    if not any(health.is_up for health in asked):
+        return  # who cannot be asked may have models
     tell("There are no models here yet. `llmspell model available` shows some, `llmspell model pull SPEC` gets one.")
 
 

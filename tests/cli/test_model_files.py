@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import json
+import shlex
 import subprocess
 import sys
 import threading
@@ -55,8 +56,35 @@ def test_a_list_for_programs_is_the_same_as_over_http(stocked: Program) -> None:
 def test_a_list_of_one_backend_says_why_it_is_empty(stocked: Program) -> None:
     result = stocked.run("model", "list", "--backend", "ollama")
     assert (result.code, result.output) == (0, "")
-    assert result.errors.startswith("ollama is down: the connection is refused\n")
+    assert result.errors == "ollama is down: the connection is refused\n"
+
+
+def test_a_list_of_nothing_says_how_to_get_models(program: Program) -> None:
+    result = program.run("model", "list")
+    assert (result.code, result.output) == (0, "")
     assert "llmspell model pull" in result.errors
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a disk that is always full")
+@pytest.mark.parametrize("command", [("model", "list"), ("model", "list", "--json"), ("--help",), ("doctor",)])
+def test_output_that_cannot_be_written_is_an_error_of_one_line(stocked: Program, command: tuple[str, ...]) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            stocked.command(*command),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=stocked.environment,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "llmspell: error: The output cannot be written: No space left on device."
+    assert "Traceback" not in done.stderr
+
+
+def test_closed_streams_are_no_reason_to_fail(stocked: Program) -> None:
+    script = f"{shlex.join(stocked.command('model', 'list'))} <&- >&- 2>&-"
+    assert subprocess.run(["/bin/sh", "-c", script], env=stocked.environment, check=False).returncode == 0
 
 
 def test_a_list_on_a_terminal_has_all_names_whatever_its_width(stocked: Program) -> None:
