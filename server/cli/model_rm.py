@@ -9,6 +9,7 @@ import typer
 
 from server.cli.model_options import ConfigOption, JsonOption, ServerOption, SpecArgument
 from server.cli.output import clean, print_data, print_json, size_text, tell
+from server.core.errors import ModelNotFound
 
 if TYPE_CHECKING:
     from server.cli.model_access import ModelAccess
@@ -48,7 +49,12 @@ def remove(
 
 
 def _is_wanted(access: ModelAccess, spec: str) -> bool:
-    model = access.details(spec).installed
-    place = f" at {model.path}" if model.path else " from the Ollama daemon"
-    typer.echo(clean(f"Delete {spec}, {size_text(model.size_bytes)}{place}? [y/N]: "), nl=False, err=True)
+    try:
+        model = access.details(spec).installed
+    except ModelNotFound:
+        what = f"what has come of {spec} so far, if anything"
+    else:
+        place = f" at {model.path}" if model.path else " from the Ollama daemon"
+        what = f"{spec}, {size_text(model.size_bytes)}{place}"
+    typer.echo(clean(f"Delete {what}? [y/N]: "), nl=False, err=True)
     return sys.stdin.readline().strip().lower() in _YES

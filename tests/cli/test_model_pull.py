@@ -167,3 +167,18 @@ def test_a_folder_that_cannot_be_written_to_is_named(program: Program, hub: Fake
     assert (result.code, result.output) == (1, "")
     assert str(program.models) in result.errors
     assert "Traceback" not in result.errors
+
+
+def test_what_an_interrupted_pull_has_left_is_deleted_after_asking(program: Program, hub: FakeHub) -> None:
+    hub.rules.append(Rule("/", Stall(600_000), times=1, at_hub=False))
+    with program.started("model", "pull", SPEC, "--json") as process:
+        assert process.stdout is not None
+        assert any(json.loads(line).get("done_bytes", 0) >= 500_000 for line in process.stdout)
+        process.kill()
+        process.communicate(timeout=PATIENCE)
+    parts = program.models / ".llmspell" / "incomplete"
+    assert [*parts.glob("*.part")]
+    result = program.on_terminal("model", "rm", SPEC, answer="y\n")
+    assert "what has come of" in result.output
+    assert (result.code, "freed" in result.output) == (0, True)
+    assert not [*parts.glob("*.part")]
