@@ -20,6 +20,9 @@ from server.cli.quick_start import QuickGroup
 from server.core.errors import LlmspellError
 
 _PROGRAM = "llmspell"
+# httpx brings a command line of its own, which imports rich and click: half of the time that importing it takes.
+# This process has another one; without its module httpx does as if those were not installed.
+sys.modules.setdefault("httpx._main", None)  # type: ignore[arg-type] # None: it cannot be imported
 _UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 
 app = typer.Typer(
