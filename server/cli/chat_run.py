@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
-from collections.abc import Callable
-from contextlib import ExitStack, aclosing, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, aclosing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from io import TextIOWrapper
 from pathlib import Path
@@ -24,6 +24,7 @@ from server.core.errors import InvalidRequest, LlmspellError
 
 _INTERRUPTED = 128 + signal.SIGINT
 _TERMINATED = 128 + signal.SIGTERM
+_HEARING_SECONDS = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +172,8 @@ class _Chat:
 
         def read(prompt: str) -> str:
             try:
-                return read_line(prompt)
+                with _heard_signals():
+                    return read_line(prompt)
             except KeyboardInterrupt:
                 if self._termination.came:
                     raise EOFError from None
@@ -204,6 +206,25 @@ class _Chat:
         async with aclosing(self._source.answer(conversation.all_messages, self._options)) as pieces:
             async for piece in pieces:
                 self._screen.show(piece)
+
+
+@contextmanager
+def _heard_signals() -> Iterator[None]:
+    """Have no signal go unheard while a line is read.
+
+    One that comes in the moment before the system waits for keys would be looked at after the next key only; so a
+    timer breaks the waiting now and then, which shows nowhere else.
+    """
+    if not hasattr(signal, "setitimer"):  # Windows
+        yield
+        return
+    earlier = signal.signal(signal.SIGALRM, lambda *_: None)
+    signal.setitimer(signal.ITIMER_REAL, _HEARING_SECONDS, _HEARING_SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, earlier)
 
 
 def _line_reader() -> Callable[[str], str]:

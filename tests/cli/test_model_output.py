@@ -158,8 +158,8 @@ def test_a_machine_without_a_driver_has_no_gpu(tmp_path: Path) -> None:
 def test_a_model_of_the_daemon_and_its_files_are_one() -> None:
     (group,) = merged([OF_FILE, OF_DAEMON])
     assert group == (OF_DAEMON, OF_FILE)
-    name, backends, size, quantization, _, _, state, source, problem = row(group)
-    assert (name, backends, size, quantization) == ("phi3:3.8b", "ollama, llamacpp", "2.0 GB", "Q4_0")
+    name, short, backends, size, quantization, _, _, state, source, problem = row(group)
+    assert (name, short, backends, size, quantization) == ("phi3:3.8b", "", "ollama, llamacpp", "2.0 GB", "Q4_0")
     assert (state, source, problem) == ("warm (ollama)", "ollama", "")
 
 
@@ -172,7 +172,7 @@ def test_models_that_only_have_a_name_in_common_are_not_one() -> None:
 def test_what_one_backend_cannot_use_is_no_problem_while_the_other_can() -> None:
     broken = replace(OF_FILE, problem="of Ollama's own engine")
     cells = row((OF_DAEMON, broken))
-    assert (cells[1], cells[-1]) == ("ollama", "")
+    assert (cells[2], cells[-1]) == ("ollama", "")
     assert row((broken,))[-1] == "of Ollama's own engine"
 
 
