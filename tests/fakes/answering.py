@@ -99,7 +99,7 @@ class Answering:
                 return
             with connection:
                 self.asked.append(asked)
-                with suppress(BrokenPipeError, ConnectionResetError):
+                with suppress(OSError):  # the client may be gone, at any moment and in several words of the system's
                     reply(connection)
                     connection.shutdown(socket.SHUT_WR)
                     while connection.recv(65536):
