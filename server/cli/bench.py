@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from server.cli.exit_codes import INTERRUPTED
 from server.cli.serve import DEMO_MODEL, demo_model_path, is_model_file, models_from_arguments
 from server.core.errors import ConfigurationError, InvalidModelSpec
 from server.core.model_spec import parse_model_spec
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from server.config import Settings
 
 _MAX_STREAMS = 256
-_INTERRUPTED = 128 + signal.SIGINT
 
 
 def bench(  # noqa: PLR0913 - the command's options
@@ -169,7 +169,7 @@ def _run(settings: Settings, specs: Sequence[str], plan: BenchPlan) -> BenchResu
             return runner.run(measure(settings, specs, plan, _tell))
     except KeyboardInterrupt:
         _tell("interrupted; nothing is shown of what was measured.")
-        raise typer.Exit(_INTERRUPTED) from None
+        raise typer.Exit(INTERRUPTED) from None
 
 
 def _tell(line: str) -> None:

@@ -17,12 +17,12 @@ import typer
 from server.cli.chat_screen import Screen
 from server.cli.chat_session import Conversation, Reply, Session
 from server.cli.chat_source import ChatMessage, ChatOptions, ChatSource
+from server.cli.exit_codes import INTERRUPTED
 from server.cli.serve import demo_model_path, is_model_file, models_from_arguments
 from server.cli.server_lookup import listens, named_server
 from server.client.address import url_of
 from server.core.errors import InvalidRequest, LlmspellError
 
-_INTERRUPTED = 128 + signal.SIGINT
 _TERMINATED = 128 + signal.SIGTERM
 _HEARING_SECONDS = 0.25
 
@@ -64,7 +64,7 @@ def run_chat(call: ChatCall) -> None:
     if termination.came:
         raise typer.Exit(_TERMINATED)
     if not is_orderly:
-        raise typer.Exit(_INTERRUPTED)
+        raise typer.Exit(INTERRUPTED)
 
 
 class _Termination:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
@@ -24,6 +23,7 @@ from server.cli.conformance_suite import ModelReport, run_checks
 from server.cli.conformance_wire import Wire
 from server.cli.doctor_checks import Occupant
 from server.cli.doctor_look import port
+from server.cli.exit_codes import INTERRUPTED
 from server.cli.serve import DEMO_MODEL, is_model_file
 from server.cli.server_lookup import listens, server_address
 from server.client.address import url_of
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from server.config import Settings
 
 CHECKS = (*CHAT_CHECKS, *FEATURE_CHECKS, *ERROR_CHECKS)
-_INTERRUPTED = 128 + signal.SIGINT
 _NOWHERE = ""
 
 
@@ -50,7 +49,7 @@ def check_conformance(arguments: Sequence[str], config: Path | None, server: str
         url, reports = asyncio.run(_check_all(arguments, config, server))
     except KeyboardInterrupt:
         _tell("interrupted; nothing is shown of what was checked.")
-        raise typer.Exit(_INTERRUPTED) from None
+        raise typer.Exit(INTERRUPTED) from None
     if as_json:
         typer.echo(report_as_json(reports, url))
     else:

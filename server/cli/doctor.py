@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from server.cli.exit_codes import INTERRUPTED
 from server.core.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from server.cli.doctor_findings import Diagnosis, Finding
     from server.config_sources import Configuration
 
-_INTERRUPTED = 128 + signal.SIGINT
 EXAMPLES = """\b
 Examples:
   llmspell doctor                           # what works here
@@ -71,7 +70,7 @@ def doctor(
     try:
         diagnosis = asyncio.run(diagnose(config, online=online))
     except KeyboardInterrupt:
-        raise typer.Exit(_INTERRUPTED) from None
+        raise typer.Exit(INTERRUPTED) from None
     if as_json:
         typer.echo(json.dumps(diagnosis.to_json(), indent=2))
     else:

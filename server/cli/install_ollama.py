@@ -6,7 +6,6 @@ import json
 import platform
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -17,6 +16,7 @@ from typing import Annotated
 import typer
 
 from server.cli.doctor_versions import OLLAMA_WANTED, parse_version
+from server.cli.exit_codes import INTERRUPTED
 from server.core.errors import LlmspellError
 
 SITE = "https://ollama.com"
@@ -32,7 +32,6 @@ Examples:
 _MOST_SCRIPT_BYTES = 4 << 20
 _NETWORK_SECONDS = 30.0
 _VERSION_SECONDS = 20.0
-_INTERRUPTED = 128 + signal.SIGINT
 _ARCHITECTURES = {"x86_64": "amd64", "amd64": "amd64", "aarch64": "arm64", "arm64": "arm64"}
 _YES, _NO, _READ = "y", "n", "r"
 
@@ -157,7 +156,7 @@ def install_ollama(
             possible = []
     except KeyboardInterrupt:
         _tell("interrupted.")
-        raise typer.Exit(_INTERRUPTED) from None
+        raise typer.Exit(INTERRUPTED) from None
     _show(found, possible, as_json=as_json)
 
 

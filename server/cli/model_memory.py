@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import signal
 import threading
 from concurrent.futures import Future, wait
 from typing import TYPE_CHECKING, Annotated, Self
 
 import typer
 
+from server.cli.exit_codes import INTERRUPTED
 from server.cli.model_options import ConfigOption, JsonOption, ServerOption, SpecArgument
 from server.cli.output import clean, is_terminal_error, print_data, print_json, share_text, size_text, tell
 
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from server.cli.output_progress import Bar
     from server.client import LoadedModel
 
-_INTERRUPTED = 128 + signal.SIGINT
 _LOOK_SECONDS = 0.5
 
 
@@ -40,7 +39,7 @@ def load(
             loaded = _load_and_watch(access, spec)
         except KeyboardInterrupt:
             tell("Interrupted; a load that has begun goes on.")
-            raise typer.Exit(_INTERRUPTED) from None
+            raise typer.Exit(INTERRUPTED) from None
     _show(loaded, as_json=as_json)
 
 
@@ -63,7 +62,7 @@ def unload(
             unloaded = access.unload(spec, force=force)
         except KeyboardInterrupt:
             tell("Interrupted; the unload goes on.")
-            raise typer.Exit(_INTERRUPTED) from None
+            raise typer.Exit(INTERRUPTED) from None
     _show(unloaded, as_json=as_json)
 
 

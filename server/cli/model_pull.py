@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from server.cli.exit_codes import INTERRUPTED
 from server.cli.model_options import ConfigOption, JsonOption, PullArgument, ServerOption
 from server.cli.output import print_data, tell
 from server.core.errors import LlmspellError, PullFailed
@@ -16,8 +17,6 @@ from server.core.errors import LlmspellError, PullFailed
 if TYPE_CHECKING:
     from server.cli.model_access import ModelAccess
     from server.core.pulling import PullFinished
-
-_INTERRUPTED = 128 + signal.SIGINT
 
 
 def pull(
@@ -51,7 +50,7 @@ def pull(
         except KeyboardInterrupt:
             signal.signal(signal.SIGINT, signal.SIG_DFL)  # who presses again does not want to wait for anything
             tell("Interrupted. What has come is kept: run the same command again to go on.")
-            raise typer.Exit(_INTERRUPTED) from None
+            raise typer.Exit(INTERRUPTED) from None
         if as_json:
             return
         print_data(_id(finished))
