@@ -18,7 +18,8 @@
     │   ├── InsufficientMemory
     │   └── Draining
     ├── BackendError                a model or daemon behind this server failed
-    │   └── NoFreeCells
+    │   ├── NoFreeCells
+    │   └── InvalidOutput           it answered, but not in the form that the request demands
     ├── TimedOut
     ├── PullFailed                  a model could not be downloaded
     │   ├── HubUnreachable
@@ -150,6 +151,12 @@ class BackendError(LlmspellError):
 
 class NoFreeCells(BackendError):
     """The KV cache has no room for a batch, of which nothing was computed."""
+
+
+class InvalidOutput(BackendError):
+    """The model's answer does not have the form that the request demands; it is withheld or taken back."""
+
+    code = "invalid_output"
 
 
 class TimedOut(LlmspellError):

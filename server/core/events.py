@@ -78,11 +78,15 @@ class ChoiceFinished:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Token counts of the whole request; the prompt counts once, whatever ``n`` is."""
+    """Token counts of the whole request; the prompt counts once, whatever ``n`` is.
+
+    ``reasoning_tokens`` are those of the completion that the model spent on thinking.
+    """
 
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int = 0
+    reasoning_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,11 +54,15 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """A function that the model may call; ``parameters`` is the JSON schema of its arguments."""
+    """A function that the model may call; ``parameters`` is the JSON schema of its arguments.
+
+    ``strict`` demands arguments that the schema describes, by whatever way the call comes about.
+    """
 
     name: str
     description: str | None
     parameters: Mapping[str, object]
+    strict: bool = False
 
 
 class ToolChoiceMode(StrEnum):
@@ -84,9 +88,38 @@ class JsonObjectFormat:
 
 @dataclass(frozen=True, slots=True)
 class JsonSchemaFormat:
-    """The completion is JSON that a schema describes."""
+    """The completion is JSON that a schema describes.
+
+    ``strict`` demands that every keyword of the schema is enforced; otherwise keywords that cannot be are left out, as
+    long as the type of the value is.
+    """
 
     schema: Mapping[str, object]
+    strict: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class GrammarFormat:
+    """The completion is what a grammar in llama.cpp's GBNF describes."""
+
+    grammar: str
+
+
+@dataclass(frozen=True, slots=True)
+class RegexFormat:
+    """The completion matches a regular expression as a whole."""
+
+    pattern: str
+
+
+@dataclass(frozen=True, slots=True)
+class ChoiceFormat:
+    """The completion is one of several texts."""
+
+    choices: tuple[str, ...]
+
+
+ResponseFormat = JsonObjectFormat | JsonSchemaFormat | GrammarFormat | RegexFormat | ChoiceFormat
 
 
 class ReasoningEffort(StrEnum):
@@ -98,6 +131,14 @@ class ReasoningEffort(StrEnum):
     MEDIUM = "medium"
     HIGH = "high"
     XHIGH = "xhigh"
+
+
+class ReasoningOutput(StrEnum):
+    """What becomes of a model's thinking in the answer: left out, given apart, or given as content, as it is."""
+
+    HIDE = "hide"
+    SPLIT = "split"
+    RAW = "raw"
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +175,8 @@ class ChatRequest:
     ``given_sampling`` names the fields of ``sampling`` that the client set: where a model brings defaults of its own,
     these hold for the others. ``keep_alive`` is as Ollama writes it: seconds, or a duration such as ``"5m"``; a
     negative one is for ever. ``num_ctx`` is the context length in tokens that the model is to be loaded with.
+    ``template_options`` are variables for the chat template. ``thinking_budget`` is the number of tokens after which a
+    model that thinks is made to answer; ``None`` for no limit but ``max_tokens``.
     ``client_key`` tells clients apart that send different API keys; ``None`` for those that send none.
     """
 
@@ -148,8 +191,10 @@ class ChatRequest:
     tools: tuple[Tool, ...] = ()
     tool_choice: ToolChoice = field(default_factory=ToolChoice)
     parallel_tool_calls: bool = True
-    response_format: JsonObjectFormat | JsonSchemaFormat | None = None
+    response_format: ResponseFormat | None = None
     reasoning_effort: ReasoningEffort | None = None
+    template_options: Mapping[str, object] = field(default_factory=dict)
+    thinking_budget: int | None = None
     keep_alive: str | float | None = None
     num_ctx: int | None = None
     client_key: str | None = None
