@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from server.core.request import ResponseFormat, Tool
 
@@ -85,6 +85,13 @@ class ReasoningStart(Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class LarkFormat:
+    """The content is what a grammar in llguidance's variant of Lark describes."""
+
+    grammar: str
+
+
+@dataclass(frozen=True, slots=True)
 class AnswerPlan:
     """What the answer to a request may be.
 
@@ -101,7 +108,7 @@ class AnswerPlan:
     tools: tuple[Tool, ...] = ()
     must_call: bool = False
     is_parallel: bool = True
-    response_format: ResponseFormat | None = None
+    response_format: ResponseFormat | LarkFormat | None = None
     reasoning: ReasoningStart = ReasoningStart.NEVER
     is_reasoning_raw: bool = False
 
@@ -115,6 +122,7 @@ ControlToken = Callable[[str], int | None]
 """The id of the control token with a text; ``None`` if the model writes that text with ordinary tokens."""
 
 
+@runtime_checkable
 class AnswerFormat(Protocol):
     """One family's way to think, speak and call. Stateless, shared by all requests of a model."""
 

@@ -1,0 +1,135 @@
+"""Grammars for whole answers, put together piece by piece, in llguidance's variant of Lark. Pure text.
+
+https://github.com/guidance-ai/llguidance/blob/main/docs/syntax.md
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+
+from server.chat.answer_format import ControlToken, LarkFormat
+from server.core.request import (
+    ChoiceFormat,
+    GrammarFormat,
+    JsonObjectFormat,
+    JsonSchemaFormat,
+    RegexFormat,
+    ResponseFormat,
+)
+
+_SEPARATORS = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?"}
+"""One line, as models write the arguments of calls."""
+_BOUNDED_SPACE = {"whitespace_pattern": "( |\\n {0,24})?"}
+"""On one line or indented; without a bound a small model may write white space for ever."""
+
+
+class LarkGrammar:
+    """Rules so far. Methods return expressions that other rules are made of."""
+
+    def __init__(self, markers: Iterable[str], control_token: ControlToken) -> None:
+        """Start with no rules.
+
+        Args:
+            markers: texts that are control tokens in some vocabularies.
+            control_token: tells which are in this one.
+
+        """
+        self._ids = {marker: token for marker in markers if (token := control_token(marker)) is not None}
+        self._marker = re.compile("|".join(re.escape(each) for each in sorted(self._ids, key=len, reverse=True)))
+        self._rules: list[str] = []
+        self._names: dict[str, str] = {}
+        self._side: list[dict[str, str]] = []
+
+    def rule(self, expression: str, *, is_lazy: bool = False) -> str:
+        """Give an expression a name, which stands for it; equal ones share it."""
+        key = f"lazy {expression}" if is_lazy else expression
+        if key not in self._names:
+            self._names[key] = name = f"r{len(self._names)}"
+            self._rules.append(f"{name}{'[lazy]' if is_lazy else ''}: {expression}")
+        return self._names[key]
+
+    def literal(self, text: str) -> str:
+        """Return an expression for exactly this text; markers in it are control tokens where the vocabulary says so."""
+        if not self._ids:
+            return quoted(text)
+        pieces, position = [], 0
+        for found in self._marker.finditer(text):
+            pieces += [quoted(text[position : found.start()]), f"<[{self._ids[found[0]]}]>"]
+            position = found.end()
+        pieces.append(quoted(text[position:]))
+        return " ".join(piece for piece in pieces if piece != '""') or '""'
+
+    def any_text(self) -> str:
+        """Return an expression for any text without control tokens, the empty one too."""
+        self._names.setdefault("any text", "ANY_TEXT")
+        return "ANY_TEXT"
+
+    def through(self, marker: str) -> str:
+        """Return an expression for any text up to a marker, and for the marker."""
+        if marker in self._ids:
+            return f"{self.any_text()} <[{self._ids[marker]}]>"
+        self.any_text()
+        return self.rule(f"ANY_TEXT {quoted(marker)}", is_lazy=True)
+
+    def json(self, schema: Mapping[str, object]) -> str:
+        """Return an expression for the JSON values that a schema describes, on one line."""
+        return self.rule(f"%json {_dumped({**schema, 'x-guidance': _SEPARATORS})}")
+
+    def choice(self, texts: Iterable[str]) -> str:
+        """Return an expression for one of several texts."""
+        return self.rule(" | ".join(self.literal(text) for text in texts))
+
+    def content(self, wanted: ResponseFormat | LarkFormat) -> str:
+        """Return an expression for content in the form that a request demands."""
+        match wanted:
+            case JsonObjectFormat():
+                return self.rule(f"%json {_dumped({'type': 'object', 'x-guidance': _BOUNDED_SPACE})}")
+            case JsonSchemaFormat(schema):
+                return self.rule(f"%json {_dumped({**schema, 'x-guidance': _BOUNDED_SPACE})}")
+            case RegexFormat(pattern):
+                return self._terminal(f"/{_in_slashes(pattern)}/")
+            case ChoiceFormat(choices):
+                return self.rule(" | ".join(quoted(each) for each in choices))
+            case LarkFormat(grammar):
+                self._side.append({"name": "content", "lark_grammar": grammar})
+                return "@content"
+            case GrammarFormat():
+                raise TypeError("a grammar in GBNF has to be translated before it is put into another one")
+
+    def build(self, start: str) -> str:
+        """Return the grammar whose texts ``start`` describes."""
+        any_text = ["ANY_TEXT: /(.|\\n)*/"] if "any text" in self._names else []
+        text = "\n".join(["%llguidance {}", f"start: {start}", *self._rules, *any_text]) + "\n"
+        if not self._side:
+            return text
+        return json.dumps({"grammars": [{"name": "answer", "lark_grammar": text}, *self._side]})
+
+    def _terminal(self, expression: str) -> str:
+        name = self._names.setdefault(expression, f"T{len(self._names)}")
+        rule = f"{name}: {expression}"
+        if rule not in self._rules:
+            self._rules.append(rule)
+        return name
+
+
+def quoted(text: str) -> str:
+    """Write a text as a string of Lark."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+def sequence(expressions: Sequence[str]) -> str:
+    """Return an expression for one thing after another; empty texts are left out."""
+    return " ".join(each for each in expressions if each not in {"", '""'})
+
+
+def _dumped(schema: Mapping[str, object]) -> str:
+    return json.dumps(schema, ensure_ascii=False)
+
+
+def _in_slashes(pattern: str) -> str:
+    """Write a regular expression so that it can stand between slashes."""
+    return re.sub(r"\\.|/", lambda found: "\\/" if found[0] == "/" else found[0], pattern, flags=re.DOTALL).replace(
+        "\n", "\\n"
+    )

@@ -1,0 +1,202 @@
+"""The answers of most models: thinking between tags, then text for the user, with calls in it that a marker begins."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from server.chat.answer_format import AnswerParser, AnswerPlan, ControlToken, Part, ReasoningStart
+from server.chat.answer_writer import AnswerWriter
+from server.chat.lark import LarkGrammar, sequence
+from server.chat.scanner import Malformed, Reading, Scanner
+
+
+@dataclass(frozen=True, slots=True)
+class ThinkingTags:
+    """What stands before and after a model's thinking."""
+
+    opening: str
+    closing: str
+
+
+class CallSyntax(Protocol):
+    """How a family of models writes calls. Stateless; one small module each."""
+
+    @property
+    def name(self) -> str:
+        """What the documentation calls it."""
+        ...
+
+    @property
+    def trigger(self) -> str:
+        """The text with which calls begin; it occurs nowhere else."""
+        ...
+
+    @property
+    def markers(self) -> frozenset[str]:
+        """Texts of this syntax, ``trigger`` included, that are control tokens in some vocabularies."""
+        ...
+
+    def read(self, scanner: Scanner, writer: AnswerWriter, plan: AnswerPlan) -> Reading[None]:
+        """Read what follows the trigger, to the end of the call, or of the group of calls that it begins.
+
+        Raises:
+            Malformed: it is no call; if none has been begun, it becomes content.
+
+        """
+        ...
+
+    def rest(self, grammar: LarkGrammar, plan: AnswerPlan) -> str:
+        """Return an expression for what follows the trigger: one call, or a group if the syntax knows groups.
+
+        A syntax with groups respects ``plan.is_parallel`` in there.
+        """
+        ...
+
+
+class TaggedFormat:
+    """``AnswerFormat`` made of thinking tags and a syntax for calls."""
+
+    def __init__(self, calls: CallSyntax, thinking: ThinkingTags | None = None) -> None:
+        self._calls = calls
+        self._thinking = thinking
+
+    @property
+    def name(self) -> str:
+        """What the documentation calls the way to call."""
+        return self._calls.name
+
+    @property
+    def markers(self) -> frozenset[str]:
+        """Texts that the parser has to see even where the model writes them as control tokens."""
+        tags = () if self._thinking is None else (self._thinking.opening, self._thinking.closing)
+        return self._calls.markers.union(tags)
+
+    @property
+    def thinking_end(self) -> str | None:
+        """The closing tag."""
+        return None if self._thinking is None else self._thinking.closing
+
+    def reasoning_start(self, prompt: str) -> ReasoningStart:
+        """Look for tags at the end of the prompt, where some templates open thinking, or close it at once."""
+        if self._thinking is None:
+            return ReasoningStart.NEVER
+        end = prompt.rstrip()
+        if end.endswith(self._thinking.opening.rstrip()):
+            return ReasoningStart.OPEN
+        if end.endswith(self._thinking.closing.rstrip()):
+            return ReasoningStart.NEVER
+        return ReasoningStart.POSSIBLE
+
+    def parser(self, plan: AnswerPlan) -> AnswerParser:
+        """Make the parser for one choice."""
+        return ReadingParser(lambda scanner, writer: self._read(scanner, writer, plan), trims_content=bool(plan.tools))
+
+    def grammar(self, plan: AnswerPlan, control_token: ControlToken) -> str | None:
+        """Return the grammar of the whole answer, ``None`` if it may be anything."""
+        if plan.is_free:
+            return None
+        grammar = LarkGrammar(self.markers, control_token)
+        return grammar.build(sequence([self._thought(grammar, plan), self._answer(grammar, plan)]))
+
+    def _thought(self, grammar: LarkGrammar, plan: AnswerPlan) -> str:
+        if self._thinking is None or plan.reasoning is ReasoningStart.NEVER:
+            return ""
+        through = sequence([grammar.through(self._thinking.closing), "/\\n{0,2}/"])
+        if plan.reasoning is ReasoningStart.OPEN:
+            return through
+        return f"({grammar.literal(self._thinking.opening)} {through})?"
+
+    def _answer(self, grammar: LarkGrammar, plan: AnswerPlan) -> str:
+        if not plan.tools:
+            return "" if plan.response_format is None else grammar.content(plan.response_format)
+        rest = grammar.rule(self._calls.rest(grammar, plan))
+        call = grammar.rule(sequence([grammar.literal(self._calls.trigger), rest]))
+        calls = f"{call} (/\\n?/ {call})*" if plan.is_parallel else call
+        if plan.must_call:
+            return calls
+        if plan.response_format is not None:
+            return f"({calls} | {grammar.content(plan.response_format)})"
+        later = sequence([grammar.through(self._calls.trigger), rest])
+        return f"({later})* {grammar.any_text()}" if plan.is_parallel else f"({later} | {grammar.any_text()})"
+
+    def _read(self, scanner: Scanner, writer: AnswerWriter, plan: AnswerPlan) -> Reading[None]:
+        yield from self._read_thinking(scanner, writer, plan)
+        markers = (self._calls.trigger,) if plan.tools else ()
+        while (yield from scanner.until(markers, writer.content)) is not None:
+            yield from read_calls(scanner, writer, self._calls, plan)
+
+    def _read_thinking(self, scanner: Scanner, writer: AnswerWriter, plan: AnswerPlan) -> Reading[None]:
+        if self._thinking is None or plan.reasoning is ReasoningStart.NEVER:
+            return
+        emit = writer.content if plan.is_reasoning_raw else writer.reasoning
+        if plan.reasoning is ReasoningStart.POSSIBLE:
+            scanner.mark()
+            yield from scanner.skip_space()
+            opens = yield from scanner.take(self._thinking.opening)
+            before = scanner.lift()
+            if not opens or plan.is_reasoning_raw:
+                writer.content(*before)
+            if not opens:
+                return
+        writer.begin_reasoning(is_apart=not plan.is_reasoning_raw)
+        closing = yield from scanner.until((self._thinking.closing,), emit)
+        if closing is not None and plan.is_reasoning_raw:
+            writer.content(closing, scanner.offset - len(closing))
+        writer.end_reasoning(is_apart=not plan.is_reasoning_raw)
+
+
+def read_calls(scanner: Scanner, writer: AnswerWriter, calls: CallSyntax, plan: AnswerPlan) -> Reading[None]:
+    """Read calls whose trigger has been read; what turns out to be none is content."""
+    trigger_begin = scanner.offset - len(calls.trigger)
+    scanner.mark()
+    try:
+        yield from calls.read(scanner, writer, plan)
+        is_call = writer.has_open_call or writer.num_calls > 0
+    except Malformed:
+        is_call = writer.has_open_call
+    text, _ = scanner.lift()
+    if not is_call:
+        writer.content(calls.trigger + text, trigger_begin)
+
+
+class ReadingParser:
+    """``AnswerParser`` around a generator that reads from a scanner and writes what it finds."""
+
+    def __init__(self, read: Callable[[Scanner, AnswerWriter], Reading[None]], *, trims_content: bool) -> None:
+        self._scanner = Scanner()
+        self._writer = AnswerWriter(trims_content=trims_content)
+        self._reading = read(self._scanner, self._writer)
+        self._is_done = False
+        self._resume()
+
+    @property
+    def is_reasoning(self) -> bool:
+        """Whether the model is thinking."""
+        return self._writer.is_reasoning
+
+    @property
+    def num_calls(self) -> int:
+        """Calls that are complete."""
+        return self._writer.num_calls
+
+    def push(self, text: str) -> Sequence[Part]:
+        """Take the next text and return what became certain."""
+        self._scanner.feed(text)
+        self._resume()
+        return self._writer.take()
+
+    def finish(self) -> Sequence[Part]:
+        """End the answer and return what was held back."""
+        self._scanner.end()
+        self._resume()
+        self._writer.finish()
+        return self._writer.take()
+
+    def _resume(self) -> None:
+        if not self._is_done:
+            try:
+                next(self._reading)
+            except StopIteration:
+                self._is_done = True

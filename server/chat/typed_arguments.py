@@ -1,0 +1,225 @@
+"""Arguments that are written one parameter at a time, as text between tags: how they become a JSON object, and back.
+
+The tool's schema decides what a text means: ``5`` is a number where a number is wanted and text where text is. Text
+stands for itself, without quotes; what is neither plain text nor one of several texts is written as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from server.chat.answer_writer import AnswerWriter
+from server.chat.lark import LarkGrammar, sequence
+from server.chat.scanner import Reading, Scanner
+from server.core.errors import InvalidRequest
+from server.core.request import Tool
+
+Schema = Mapping[str, Any]
+
+_DEFINITIONS = ("$defs", "definitions")
+_STRING_CONSTRAINTS = frozenset({"minLength", "maxLength", "pattern", "format", "not", "if", "allOf", "anyOf", "oneOf"})
+_ANNOTATIONS = frozenset(
+    {
+        "title",
+        "description",
+        "default",
+        "examples",
+        "example",
+        "deprecated",
+        "$schema",
+        "$id",
+        "$comment",
+        *_DEFINITIONS,
+    }
+)
+_OF_PLAIN_OBJECTS = _ANNOTATIONS | {"type", "properties", "required", "additionalProperties"}
+_ALL_TYPES = frozenset({"string", "number", "integer", "boolean", "object", "array", "null"})
+_TYPES_OF: Mapping[type, frozenset[str]] = {
+    type(None): frozenset({"null"}),
+    bool: frozenset({"boolean"}),
+    int: frozenset({"integer", "number"}),
+    str: frozenset({"string"}),
+    list: frozenset({"array"}),
+}
+_LONGEST_CHAIN = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Parameters:
+    """The parameters of a function, each with a schema of its own."""
+
+    schemas: Mapping[str, Schema]
+    required: frozenset[str]
+
+    @classmethod
+    def of(cls, tool: Tool) -> Parameters:
+        """Take a function's schema apart.
+
+        Raises:
+            InvalidRequest: it says more than which parameters there are and what each may be.
+
+        """
+        root = _resolved(tool.parameters, tool.parameters)
+        if extra := sorted(set(root) - _OF_PLAIN_OBJECTS):
+            raise InvalidRequest(
+                f"The parameters of the function {tool.name!r} use the keyword {extra[0]!r} at the top of their "
+                "schema, which cannot be enforced in the way this model writes calls; move it into a property.",
+                param="tools",
+            )
+        definitions = {key: tool.parameters[key] for key in _DEFINITIONS if key in tool.parameters}
+        required = frozenset(root.get("required") or ())
+        properties: dict[str, Schema] = dict(root.get("properties") or {})
+        properties |= {name: {} for name in sorted(required - properties.keys())}
+        return cls({name: {**_as_schema(each), **definitions} for name, each in properties.items()}, required)
+
+
+def parameters_expression(
+    grammar: LarkGrammar,
+    tool: Tool,
+    *,
+    opening: Callable[[str], str],
+    closing: str,
+    text_closing: str = "",
+    between: str = "",
+) -> str:
+    """Return an expression for a function's parameters, in the order of the schema, those not required optional.
+
+    Args:
+        grammar: where rules are added.
+        tool: the function.
+        opening: gives the text before the value of a parameter by its name.
+        closing: the text behind a value.
+        text_closing: the text that ends a value which is plain text, where the parser takes a shorter one for its end;
+            it occurs in no value.
+        between: text that is added behind ``closing``.
+
+    Raises:
+        InvalidRequest: the schema cannot be enforced this way.
+
+    """
+    parameters = Parameters.of(tool)
+    expressions = []
+    for name, schema in parameters.schemas.items():
+        value = _value_expression(grammar, schema, closing, text_closing or closing)
+        parameter = grammar.rule(sequence([grammar.literal(opening(name)), value, grammar.literal(between)]))
+        expressions.append(parameter if name in parameters.required else f"{parameter}?")
+    return sequence(expressions)
+
+
+def _value_expression(grammar: LarkGrammar, schema: Schema, closing: str, text_closing: str) -> str:
+    if (texts := _texts(schema)) is not None:
+        return sequence([grammar.choice(texts), grammar.literal(closing)])
+    if is_plain_text(schema):
+        return grammar.through(text_closing)
+    return sequence([grammar.json(schema), grammar.literal(closing)])
+
+
+def is_plain_text(schema: Schema) -> bool:
+    """Whether a value is a text that stands for itself."""
+    resolved = _resolved(schema, schema)
+    return _texts(schema) is not None or (
+        resolved.get("type") == "string" and not _STRING_CONSTRAINTS & resolved.keys() and "const" not in resolved
+    )
+
+
+def _texts(schema: Schema) -> Sequence[str] | None:
+    """Return the texts that are allowed if the schema lists them, and nothing else."""
+    resolved = _resolved(schema, schema)
+    if set(resolved) - _ANNOTATIONS - {"type", "enum", "const"} or resolved.get("type", "string") != "string":
+        return None
+    values = [resolved["const"]] if "const" in resolved else resolved.get("enum")
+    if not isinstance(values, list) or not values or not all(isinstance(value, str) for value in values):
+        return None
+    return [str(value) for value in values]
+
+
+class TypedArguments:
+    """Writes the arguments of one call while they are read."""
+
+    def __init__(self, writer: AnswerWriter, tools: Sequence[Tool], name: str) -> None:
+        """Begin with no arguments; what is not known of the function is guessed."""
+        self._writer = writer
+        self._num_written = 0
+        tool = next((tool for tool in tools if tool.name == name), None)
+        root = {} if tool is None else _resolved(tool.parameters, tool.parameters)
+        definitions = {key: tool.parameters[key] for key in _DEFINITIONS if tool and key in tool.parameters}
+        properties = root.get("properties") or {}
+        self._schemas = {key: {**_as_schema(each), **definitions} for key, each in properties.items()}
+
+    def read(self, scanner: Scanner, name: str, closing: Sequence[str]) -> Reading[str | None]:
+        """Read the value of a parameter up to one of some texts, which is returned; ``None`` if none comes."""
+        schema = self._schemas.get(name)
+        self._writer.arguments(("{" if self._num_written == 0 else ", ") + json.dumps(name, ensure_ascii=False) + ": ")
+        self._num_written += 1
+        if schema is not None and is_plain_text(schema):
+            self._writer.arguments('"')
+            marker = yield from scanner.until(closing, lambda text, _: self._writer.arguments(_escaped(text)))
+            if marker is not None:
+                self._writer.arguments('"')
+            return marker
+        text, marker = yield from scanner.collect(closing)
+        if marker is not None:
+            self._writer.arguments(json.dumps(_value(text, schema), ensure_ascii=False))
+        return marker
+
+    def end(self) -> None:
+        """Close the object."""
+        self._writer.arguments("}" if self._num_written else "{}")
+
+
+def _value(text: str, schema: Schema | None) -> object:
+    """Return what a text means as a value of a parameter."""
+    types = _ALL_TYPES if schema is None else _types(schema, schema)
+    try:
+        value: object = json.loads(text.strip())
+    except (ValueError, RecursionError):
+        return text
+    return value if _type_of(value) & types or "string" not in types else text
+
+
+def _types(schema: Schema, root: Schema) -> frozenset[str]:
+    """Return the types that a schema allows, as far as it tells at its top."""
+    resolved = _resolved(schema, root)
+    for keyword in ("anyOf", "oneOf"):
+        if isinstance(resolved.get(keyword), list):
+            return frozenset().union(*(_types(_as_schema(each), root) for each in resolved[keyword]))
+    listed = [resolved["const"]] if "const" in resolved else resolved.get("enum")
+    if isinstance(listed, list):
+        return frozenset().union(*map(_type_of, listed))
+    kind = resolved.get("type")
+    if isinstance(kind, str):
+        return frozenset({kind})
+    return frozenset(kind) if isinstance(kind, list) else _ALL_TYPES
+
+
+def _type_of(value: object) -> frozenset[str]:
+    if isinstance(value, float):
+        return frozenset({"number", "integer"} if value.is_integer() else {"number"})
+    return _TYPES_OF.get(type(value), frozenset({"object"}))
+
+
+def _escaped(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)[1:-1]
+
+
+def _as_schema(value: object) -> Schema:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _resolved(schema: Schema, root: Schema) -> Schema:
+    """Follow references within the schema; what is beside one stays."""
+    for _ in range(_LONGEST_CHAIN):
+        reference = schema.get("$ref")
+        if not isinstance(reference, str) or not reference.startswith("#/"):
+            return schema
+        target: object = root
+        for step in reference[2:].split("/"):
+            key = step.replace("~1", "/").replace("~0", "~")
+            target = target.get(key) if isinstance(target, Mapping) else None
+        if not isinstance(target, Mapping):
+            return schema
+        schema = {**{key: value for key, value in schema.items() if key != "$ref"}, **target}
+    return schema

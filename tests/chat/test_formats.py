@@ -1,0 +1,113 @@
+"""Every format: what its grammar allows, its parser reads as calls with valid arguments, however the text is cut."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+import jsonschema_rs
+import pytest
+from answers import made_up, parse, parse_however_cut
+
+from server.chat.answer_format import AnswerFormat, AnswerPlan, ReasoningStart
+from server.chat.formats import FORMATS
+from server.core.request import JsonSchemaFormat, Tool
+
+WEATHER = Tool(
+    "get_weather",
+    "Tell the weather.",
+    {
+        "type": "object",
+        "properties": {"city": {"type": "string"}, "days": {"type": "integer", "minimum": 1, "maximum": 9}},
+        "required": ["city"],
+        "additionalProperties": False,
+    },
+)
+NESTED = Tool(
+    "book-trip_2",
+    None,
+    {
+        "type": "object",
+        "properties": {
+            "class": {"enum": ["first", "second"]},
+            "legs": {"type": "array", "items": {"$ref": "#/$defs/leg"}, "minItems": 1, "maxItems": 2},
+            "note": {"anyOf": [{"type": "string", "maxLength": 5}, {"type": "null"}]},
+            "code": {"type": "string", "pattern": "^[A-Z]{2}[0-9]$"},
+            "refundable": {"type": "boolean"},
+        },
+        "required": ["class", "legs", "note"],
+        "additionalProperties": False,
+        "$defs": {
+            "leg": {
+                "type": "object",
+                "properties": {
+                    "to": {"type": "string", "maxLength": 4},
+                    "km": {"type": "number", "minimum": 0, "maximum": 900},
+                },
+                "required": ["to"],
+                "additionalProperties": False,
+            }
+        },
+    },
+)
+NOTHING = Tool("ping", None, {"type": "object", "properties": {}})
+TOOLS = (WEATHER, NESTED, NOTHING)
+SCHEMAS = {tool.name: tool.parameters for tool in TOOLS}
+SEEDS = range(4)
+
+
+def check_calls(calls: Sequence[tuple[str, str]]) -> None:
+    for name, arguments in calls:
+        assert jsonschema_rs.is_valid(dict(SCHEMAS[name]), json.loads(arguments)), (name, arguments)
+
+
+@pytest.mark.parametrize("are_control", [False, True], ids=["text", "control"])
+@pytest.mark.parametrize("answer_format", FORMATS, ids=lambda each: each.name)
+class TestFormat:
+    def test_a_demanded_call_is_a_call(self, answer_format: AnswerFormat, *, are_control: bool) -> None:
+        for seed in SEEDS:
+            for is_parallel in (True, False):
+                plan = AnswerPlan(TOOLS, must_call=True, is_parallel=is_parallel)
+                text = made_up(answer_format, plan, seed, are_control=are_control)
+                if text is None:
+                    continue
+                answer = parse(answer_format, plan, [text])
+                assert answer.num_complete == len(answer.calls) >= 1, text
+                assert is_parallel or len(answer.calls) == 1
+                assert answer.content == "", text
+                check_calls(answer.calls)
+
+    def test_each_tool_can_be_demanded(self, answer_format: AnswerFormat, *, are_control: bool) -> None:
+        for tool in TOOLS:
+            plan = AnswerPlan((tool,), must_call=True, is_parallel=False)
+            texts = [made_up(answer_format, plan, seed, are_control=are_control) for seed in SEEDS]
+            assert any(texts)
+            for text in filter(None, texts):
+                answer = parse_however_cut(answer_format, plan, text)
+                assert [name for name, _ in answer.calls] == [tool.name], text
+                check_calls(answer.calls)
+
+    def test_what_begins_as_a_call_becomes_one(self, answer_format: AnswerFormat, *, are_control: bool) -> None:
+        num_calls = 0
+        for seed in range(12):
+            plan = AnswerPlan(TOOLS)
+            text = made_up(answer_format, plan, seed, are_control=are_control)
+            if text is not None:
+                answer = parse(answer_format, plan, [text])
+                assert answer.num_complete == len(answer.calls), text
+                check_calls(answer.calls)
+                num_calls += len(answer.calls)
+        assert num_calls
+
+    def test_thinking_comes_first(self, answer_format: AnswerFormat, *, are_control: bool) -> None:
+        if answer_format.thinking_end is None:
+            pytest.skip("models of this format do not think")
+        for start in (ReasoningStart.OPEN, ReasoningStart.POSSIBLE):
+            schema = {"type": "object", "properties": {"a": {"type": "integer", "maximum": 9}}, "required": ["a"]}
+            plan = AnswerPlan(
+                response_format=JsonSchemaFormat({**schema, "additionalProperties": False}), reasoning=start
+            )
+            for seed in SEEDS:
+                if (text := made_up(answer_format, plan, seed, are_control=are_control)) is not None:
+                    answer = parse_however_cut(answer_format, plan, text)
+                    assert isinstance(json.loads(answer.content)["a"], int), text
