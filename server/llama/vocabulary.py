@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -60,7 +60,8 @@ class LlamaVocabulary:
         textless = [token for token, piece in enumerate(self._pieces) if not piece]
         self._longest_len = max(map(len, chain(self._pieces, (_text_of(handle, token) for token in textless))))
         self._spells_all = self._type in _FAITHFUL_TYPES and _BYTES_OF_TEXT.issubset(self._pieces)
-        self.control_texts = _control_texts(handle, textless)
+        self.control_ids: Mapping[str, int] = _control_ids(handle, textless)
+        self.control_texts = tuple(sorted((t for t in self.control_ids if len(t) > 1), key=len, reverse=True))
         self.bos_text = _text_of(handle, llama_cpp.llama_vocab_bos(handle)).decode("utf-8", "replace")
         self.eos_text = _text_of(handle, llama_cpp.llama_vocab_eos(handle)).decode("utf-8", "replace")
         self.adds_bos = bool(llama_cpp.llama_vocab_get_add_bos(handle))
@@ -96,27 +97,37 @@ class LlamaVocabulary:
         parts = [self._tokenize_safely(first, add_special=True), *(self._tokenize_safely(text) for text in others)]
         return np.concatenate(parts)
 
+    def tokenize_text(self, text: bytes) -> Sequence[int]:
+        """Tokenize a piece of a completion, in which nothing is a control token; empty if it cannot be told.
+
+        Some tokenizers put a space before every text: right for a prompt, and wrong in the middle of a completion.
+        """
+        tokens: list[int] = self._tokenize(text, parse_special=False).tolist()
+        return tokens if b"".join(self._pieces[token] for token in tokens) == text else []
+
     def _tokenize_safely(self, text: str, *, add_special: bool = False) -> Tokens:
         if self._type != llama_cpp.LLAMA_VOCAB_TYPE_BPE or (word_len := _longest_word_len(text)) <= _SHORT_WORD_LEN:
-            return self._tokenize(text, add_special=add_special)
+            return self._tokenize(text.encode(), add_special=add_special)
         if word_len > _LONGEST_WORD_LEN:
             raise InvalidRequest(
                 f"The messages have a line, or white space, of more characters than this model's tokenizer takes "
                 f"({_LONGEST_WORD_LEN}). Break the line.",
                 param="messages",
             )
-        return call_on_deep_stack(lambda: self._tokenize(text, add_special=add_special))
+        return call_on_deep_stack(lambda: self._tokenize(text.encode(), add_special=add_special))
 
-    def _tokenize(self, text: str, *, add_special: bool = False) -> Tokens:
-        data = text.encode("utf-8")
+    def _tokenize(self, data: bytes, *, add_special: bool = False, parse_special: bool = True) -> Tokens:
         tokens = np.empty(len(data) + 8, dtype=np.int32)
-        pointer = tokens.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
-        count = llama_cpp.llama_tokenize(self._handle, data, len(data), pointer, len(tokens), add_special, True)  # noqa: FBT003
+        count = self._tokenize_into(tokens, data, add_special, parse_special)
         if count < 0:  # more tokens than bytes: a tokenizer that inserts some of its own
             tokens = np.empty(-count, dtype=np.int32)
-            pointer = tokens.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
-            count = llama_cpp.llama_tokenize(self._handle, data, len(data), pointer, len(tokens), add_special, True)  # noqa: FBT003
+            count = self._tokenize_into(tokens, data, add_special, parse_special)
         return tokens[:count].copy()
+
+    def _tokenize_into(self, tokens: Tokens, data: bytes, *flags: bool) -> int:
+        pointer = tokens.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
+        count: int = llama_cpp.llama_tokenize(self._handle, data, len(data), pointer, len(tokens), *flags)
+        return count
 
 
 def _read_pieces(handle: Any, size: int) -> list[bytes]:  # noqa: ANN401
@@ -145,8 +156,7 @@ def _longest_word_len(text: str) -> int:
     return sum(max((len(match[0]) for match in pattern.finditer(text)), default=0) for pattern in (_LINE, _SPACE))
 
 
-def _control_texts(handle: Any, textless: Iterable[int]) -> tuple[str, ...]:  # noqa: ANN401
-    """Texts that the tokenizer turns into control tokens, such as ``<|im_end|>``; those tokens add no text."""
+def _control_ids(handle: Any, textless: Iterable[int]) -> Mapping[str, int]:  # noqa: ANN401
+    """Find the tokens that the tokenizer makes of texts such as ``<|im_end|>``, and that add no text themselves."""
     ids = [token for token in textless if llama_cpp.llama_vocab_is_control(handle, token)]
-    texts = (_text_of(handle, token).decode("utf-8", "replace") for token in ids)
-    return tuple(sorted({text for text in texts if len(text) > 1}, key=len, reverse=True))
+    return {_text_of(handle, token).decode("utf-8", "replace"): token for token in ids}
