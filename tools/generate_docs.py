@@ -22,7 +22,7 @@ from typer.main import get_command
 
 from server.api.config import ApiConfig
 from server.api.schemas import ChatCompletionBody
-from server.api.unsupported import HERE, MESSAGE_PARAMETERS, OPENAI_PARAMETERS
+from server.api.unsupported import HERE, MESSAGE_PARAMETERS, OPENAI_PARAMETERS, TOOL_PARAMETERS
 from server.backends.llamacpp import LlamaCppBackend
 from server.backends.ollama.backend import OllamaBackend
 from server.backends.ollama.config import OllamaConfig
@@ -184,7 +184,7 @@ def parameter_page() -> str:
     ]
     rows = [
         parameter_row(name, [parameters.get(name, refused()) for parameters in backends.values()])
-        for name in (*own, *MESSAGE_PARAMETERS)
+        for name in (*own, *TOOL_PARAMETERS, *MESSAGE_PARAMETERS)
     ]
     lines[-1] = "\n".join([lines[-1], *rows])
     here = [parameter_row(name, [support]) for name, support in HERE.items()]

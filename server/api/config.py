@@ -19,6 +19,9 @@ class ApiConfig:
         max_stop_sequences: most stop strings of one request.
         max_stop_len: longest stop string in characters.
         max_logit_bias: most entries of logit_bias in one request.
+        max_tools: most tools of one request.
+        max_schema_bytes: longest JSON schema of a tool or of the completion, as compact JSON in UTF-8; the limit of
+            grammar, guided_regex and guided_choice, too.
         keep_alive_comment_seconds: a stream that is silent for this long gets an SSE comment, so that proxies keep the
             connection; 0 sends none.
         loading_comment_seconds: a stream that waits for its model to be loaded gets an SSE comment with the progress at
@@ -34,6 +37,8 @@ class ApiConfig:
     max_stop_sequences: int = 4
     max_stop_len: int = 1024
     max_logit_bias: int = 1024
+    max_tools: int = 128
+    max_schema_bytes: int = 256 * 1024
     keep_alive_comment_seconds: float = 15.0
     loading_comment_seconds: float = 2.0
     send_timeout_seconds: float = 60.0

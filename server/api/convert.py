@@ -9,24 +9,20 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from server.api.config import ApiConfig
+from server.api.convert_answer import check_finite, to_response_format, to_tools
 from server.api.errors import invalid_body
-from server.api.schemas import ChatCompletionBody, WireContentPart, WireMessage, WireModel, WireToolChoice
+from server.api.schemas import ChatCompletionBody, WireContentPart, WireMessage, WireModel
 from server.core.duration import duration_seconds, is_duration
 from server.core.errors import InvalidRequest, UnsupportedParameter
 from server.core.model_spec import ModelSpec
 from server.core.request import (
     ChatRequest,
     ImageInput,
-    JsonObjectFormat,
-    JsonSchemaFormat,
     Message,
     ReasoningEffort,
     Role,
     SamplingParameters,
-    Tool,
     ToolCall,
-    ToolChoice,
-    ToolChoiceMode,
 )
 
 _TOKEN_ID = re.compile(r"[0-9]{1,10}\Z")
@@ -82,6 +78,7 @@ def to_chat_request(
             f"Invalid value for 'messages': {len(body.messages)} messages, at most {config.max_messages} are accepted.",
             param="messages",
         )
+    tools, tool_choice = to_tools(body, config)
     return ChatRequest(
         spec=spec,
         messages=tuple(_to_message(message, f"messages[{index}]") for index, message in enumerate(body.messages)),
@@ -91,11 +88,13 @@ def to_chat_request(
         stop=_stop_strings(body.stop, config),
         n=_number_of_choices(body.n, config),
         top_logprobs=_top_logprobs(body),
-        tools=_tools(body),
-        tool_choice=_tool_choice(body),
+        tools=tools,
+        tool_choice=tool_choice,
         parallel_tool_calls=body.parallel_tool_calls is not False,
-        response_format=_response_format(body),
+        response_format=to_response_format(body, config),
         reasoning_effort=None if body.reasoning_effort is None else ReasoningEffort(body.reasoning_effort),
+        template_options=_template_options(body),
+        thinking_budget=body.thinking_budget,
         keep_alive=_keep_alive(body.keep_alive),
         num_ctx=body.num_ctx,
         client_key=client_key,
@@ -130,6 +129,12 @@ def _check_metadata(metadata: Mapping[str, Any] | None) -> None:
 
 
 def _to_message(message: WireMessage, path: str) -> Message:
+    if message.role == "function":
+        raise UnsupportedParameter(
+            f"Unsupported value for '{path}.role': 'function' is older than tools. Declare functions in 'tools', and "
+            "send what they return in messages with the role 'tool' and a 'tool_call_id'.",
+            param=f"{path}.role",
+        )
     role = Role(message.role)
     if message.tool_calls and role is not Role.ASSISTANT:
         raise InvalidRequest(
@@ -285,45 +290,9 @@ def _top_logprobs(body: ChatCompletionBody) -> int | None:
     return None
 
 
-def _tools(body: ChatCompletionBody) -> tuple[Tool, ...]:
-    functions = [tool.function for tool in body.tools or ()]
-    names = [function.name for function in functions]
-    if (double := next((name for name in names if names.count(name) > 1), None)) is not None:
-        raise InvalidRequest(f"Invalid value for 'tools': the function {double!r} is there twice.", param="tools")
-    return tuple(Tool(each.name, each.description, each.parameters or _NO_ARGUMENTS) for each in functions)
-
-
-_NO_ARGUMENTS: Mapping[str, object] = {"type": "object", "properties": {}}
-
-
-def _tool_choice(body: ChatCompletionBody) -> ToolChoice:
-    choice = body.tool_choice
-    if choice is None:
-        return ToolChoice()
-    if isinstance(choice, WireToolChoice):
-        name = choice.function.name
-        if name not in (tool.function.name for tool in body.tools or ()):
-            raise InvalidRequest(
-                f"Invalid value for 'tool_choice': there is no function {name!r} in 'tools'.", param="tool_choice"
-            )
-        return ToolChoice(ToolChoiceMode.REQUIRED, name)
-    mode = ToolChoiceMode(choice)
-    if mode is ToolChoiceMode.REQUIRED and not body.tools:
-        raise InvalidRequest("'tool_choice' is only allowed when 'tools' are specified.", param="tool_choice")
-    return ToolChoice(mode)
-
-
-def _response_format(body: ChatCompletionBody) -> JsonObjectFormat | JsonSchemaFormat | None:
-    wanted = body.response_format
-    if wanted is None or wanted.type == "text":
-        return None
-    if wanted.type == "json_object":
-        return JsonObjectFormat()
-    if wanted.json_schema is None:
-        raise InvalidRequest(
-            "Missing required parameter: 'response_format.json_schema'.", param="response_format.json_schema"
-        )
-    return JsonSchemaFormat(wanted.json_schema.schema_ or {})
+def _template_options(body: ChatCompletionBody) -> Mapping[str, object]:
+    check_finite(body.chat_template_kwargs, "chat_template_kwargs")
+    return body.chat_template_kwargs or {}
 
 
 def _keep_alive(value: str | float | None) -> str | float | None:

@@ -16,12 +16,16 @@ _INT32_MAX = 2**31 - 1
 _INT64_MIN, _INT64_MAX = -(2**63), 2**63 - 1
 
 # Far beyond real conversations. Parsing stops there: it holds up all other requests meanwhile.
-MAX_MESSAGES, MAX_PARTS, MAX_TOOL_CALLS, MAX_TOOLS = 100_000, 4096, 1024, 1024
+MAX_MESSAGES, MAX_PARTS, MAX_TOOL_CALLS, MAX_TOOLS, MAX_CHOICES = 100_000, 4096, 1024, 1024, 65_536
 _MAX_CONTEXT = 2**24
 
+# OpenAI's names have no dots; those of tools that agents get from MCP servers have.
+FUNCTION_NAME = r"^[A-Za-z0-9_.\-]{1,64}$"
+SCHEMA_NAME = r"^[A-Za-z0-9_\-]{1,64}$"
+
 # Pydantic puts the tag of a union's branch into the location of an error; `server.api.errors` takes these out again.
-STRING, ARRAY, OBJECT, NUMBER = "(string)", "(array)", "(object)", "(number)"
-UNION_TAGS = frozenset({STRING, ARRAY, OBJECT, NUMBER})
+STRING, ARRAY, OBJECT, NUMBER, ALLOWED = "(string)", "(array)", "(object)", "(number)", "(allowed)"
+UNION_TAGS = frozenset({STRING, ARRAY, OBJECT, NUMBER, ALLOWED})
 
 
 def _string_or_array(value: object) -> str | None:
@@ -30,10 +34,12 @@ def _string_or_array(value: object) -> str | None:
     return ARRAY if isinstance(value, list) else None
 
 
-def _string_or_object(value: object) -> str | None:
+def _string_or_tool_choice(value: object) -> str | None:
     if isinstance(value, str):
         return STRING
-    return OBJECT if isinstance(value, dict) else None
+    if not isinstance(value, dict):
+        return None
+    return ALLOWED if value.get("type") == "allowed_tools" else OBJECT
 
 
 def _string_or_number(value: object) -> str | None:
@@ -94,7 +100,8 @@ Content = Annotated[
 class WireMessage(WireModel):
     """One message of the conversation."""
 
-    role: Literal["system", "developer", "user", "assistant", "tool"]
+    # the last one is older than tools, and refused with advice in `convert`
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: Content | None = None
     name: str | None = None
     refusal: str | None = None
@@ -107,11 +114,14 @@ class WireMessage(WireModel):
 class WireFunction(WireModel):
     """A function that the model may call."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9_.\-]{1,64}$", description="Letters, digits, and any of _ . -")
+    name: str = Field(pattern=FUNCTION_NAME, description="Letters, digits, and any of _ . -")
     description: str | None = None
-    parameters: dict[str, Any] | None = Field(default=None, description="A JSON schema.")
+    parameters: dict[str, Any] | None = Field(
+        default=None, description="A JSON schema of an object; without one, the function takes no arguments."
+    )
     strict: bool | None = Field(
-        default=None, description="Accepted; arguments are as strict as the backend makes them."
+        default=None,
+        description="Whether arguments must be as the schema says even where the model calls by its own choice.",
     )
 
 
@@ -135,10 +145,24 @@ class WireToolChoice(WireModel):
     function: WireFunctionName
 
 
+class WireAllowedTools(WireModel):
+    """Some of the tools of the request, and whether the model has to call one of them."""
+
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[WireToolChoice], Field(fail_fast=True, min_length=1, max_length=MAX_TOOLS)]
+
+
+class WireAllowedToolChoice(WireModel):
+    """Only some of the tools may be called."""
+
+    type: Literal["allowed_tools"]
+    allowed_tools: WireAllowedTools
+
+
 class WireJsonSchema(WireModel):
     """What the completion is to look like."""
 
-    name: str = Field(min_length=1)
+    name: str = Field(pattern=SCHEMA_NAME, description="Letters, digits, and any of _ -")
     description: str | None = None
     schema_: dict[str, Any] | None = Field(default=None, alias="schema", description="A JSON schema.")
     strict: bool | None = None
@@ -211,14 +235,41 @@ class ChatCompletionBody(WireModel):
     tools: Annotated[list[WireTool], Field(fail_fast=True, max_length=MAX_TOOLS)] | None = None
     tool_choice: (
         Annotated[
-            Annotated[Literal["none", "auto", "required"], Tag(STRING)] | Annotated[WireToolChoice, Tag(OBJECT)],
-            _choice("a string or an object", _string_or_object),
+            Annotated[Literal["none", "auto", "required"], Tag(STRING)]
+            | Annotated[WireToolChoice, Tag(OBJECT)]
+            | Annotated[WireAllowedToolChoice, Tag(ALLOWED)],
+            _choice("a string or an object", _string_or_tool_choice),
         ]
         | None
     ) = None
     parallel_tool_calls: bool | None = None
     response_format: WireResponseFormat | None = None
+    grammar: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Extension of llama.cpp: the completion is what this grammar (GBNF) describes.",
+    )
+    guided_regex: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Extension of vLLM: the completion matches this regular expression as a whole.",
+    )
+    guided_choice: (
+        Annotated[
+            list[Annotated[str, Field(min_length=1)]], Field(fail_fast=True, min_length=1, max_length=MAX_CHOICES)
+        ]
+        | None
+    ) = Field(default=None, description="Extension of vLLM: the completion is one of these texts.")
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
+    thinking_budget: int | None = Field(
+        default=None,
+        ge=0,
+        le=_INT32_MAX,
+        description="Extension: tokens after which a model that thinks is made to answer; 0 is no thinking at all.",
+    )
+    chat_template_kwargs: dict[str, Any] | None = Field(
+        default=None, description="Extension of vLLM: variables for the chat template, such as enable_thinking."
+    )
     keep_alive: (
         Annotated[
             Annotated[str, Tag(STRING)] | Annotated[float, Tag(NUMBER)],

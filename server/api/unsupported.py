@@ -7,7 +7,14 @@ from difflib import get_close_matches
 from urllib.parse import quote
 
 from server.api.config import ApiConfig
-from server.api.schemas import ChatCompletionBody, WireMessage, WireModel, WireResponseFormat
+from server.api.schemas import (
+    ChatCompletionBody,
+    WireAllowedToolChoice,
+    WireMessage,
+    WireModel,
+    WireResponseFormat,
+    WireToolChoice,
+)
 from server.core.errors import UnsupportedParameter
 from server.core.parameters import ParameterSupport, Treatment, mapped, refused
 from server.core.ports import Backend
@@ -23,6 +30,9 @@ HERE: Mapping[str, ParameterSupport] = {
     "metadata": mapped("accepted; it has no effect"),
 }
 """What this server itself makes of parameters, whichever backend answers."""
+
+TOOL_PARAMETERS = ("tools[].function.strict",)
+"""The parts of tools that a backend may not have."""
 
 MESSAGE_PARAMETERS = (
     "messages[].content[].image_url",
@@ -51,6 +61,7 @@ OPENAI_PARAMETERS: dict[str, tuple[object, ...]] = {
 }
 # The same for parameters that a backend may not have.
 _NO_OPS: dict[str, tuple[object, ...]] = {
+    "chat_template_kwargs": ({},),
     "ignore_eos": (False,),
     "logit_bias": ({},),
     "logprobs": (False,),
@@ -69,6 +80,19 @@ _DISPENSABLE: dict[str, tuple[object, ...]] = {
 }
 # what the SDKs' message objects carry when a client sends an answer back as part of the conversation
 _ECHOED_IN_MESSAGES: dict[str, tuple[object, ...]] = {"annotations": ([],)}
+
+# What to send in the place of parameters that others know, or once knew.
+_INSTEAD: Mapping[str, str] = {
+    "function_call": "'tool_choice' and 'tools' (in messages: 'tool_calls')",
+    "functions": "'tools'",
+    "guided_grammar": "'grammar'",
+    "guided_json": "'response_format' of type json_schema",
+    "json_schema": "'response_format' of type json_schema",
+    "structured_outputs": "'response_format', 'grammar', 'guided_regex' or 'guided_choice'",
+    "enable_thinking": "'reasoning_effort', or 'enable_thinking' in 'chat_template_kwargs'",
+    "thinking": "'reasoning_effort' or 'thinking_budget'",
+    "response_format.schema": "'response_format' of type json_schema",
+}
 
 _MAX_LISTED = 32
 _MAX_NAME_LEN = 64
@@ -130,6 +154,9 @@ def _wanted_from_backend(body: ChatCompletionBody) -> Iterator[tuple[str, str]]:
         value = getattr(body, name)
         if name not in HERE and value is not None and not _asks_for_nothing(name, value):
             yield name, name
+    for index, tool in enumerate(body.tools or ()):
+        if tool.function.strict:
+            yield f"tools[{index}].function.strict", "tools[].function.strict"
     for index, message in enumerate(body.messages):
         for path, name in _wanted_in_message(message):
             yield f"messages[{index}].{path}", f"messages[].{name}"
@@ -187,6 +214,7 @@ def _unknown_paths(body: ChatCompletionBody) -> Iterator[str]:
     nested: list[tuple[str, WireModel | None]] = [("stream_options.", body.stream_options)]
     for index, tool in enumerate(body.tools or ()):
         nested += [(f"tools[{index}].", tool), (f"tools[{index}].function.", tool.function)]
+    nested += _parts_of_choice(body)
     if body.response_format is not None:
         nested += [("response_format.", body.response_format)]
         nested += [("response_format.json_schema.", body.response_format.json_schema)]
@@ -194,6 +222,14 @@ def _unknown_paths(body: ChatCompletionBody) -> Iterator[str]:
         yield from _extras(model, prefix, _NO_OPS_NESTED)
     for index, message in enumerate(body.messages):
         yield from _unknown_in_message(message, f"messages[{index}].")
+
+
+def _parts_of_choice(body: ChatCompletionBody) -> Iterator[tuple[str, WireModel | None]]:
+    choice, prefix = body.tool_choice, "tool_choice."
+    if isinstance(choice, WireToolChoice):
+        yield from ((prefix, choice), (f"{prefix}function.", choice.function))
+    elif isinstance(choice, WireAllowedToolChoice):
+        yield from ((prefix, choice), (f"{prefix}allowed_tools.", choice.allowed_tools))
 
 
 def _unknown_in_message(message: WireMessage, prefix: str) -> Iterator[str]:
@@ -220,6 +256,9 @@ def _is_among(value: object, items: tuple[object, ...] | None) -> bool:
 
 
 def _explain(path: str) -> str:
+    name = path.rpartition("].")[2]
+    if instead := _INSTEAD.get(name):
+        return f"Unsupported parameter: '{path}'. Send {instead} instead."
     if path in OPENAI_PARAMETERS:
         return f"Unsupported parameter: '{path}'. This server cannot honour that value; leave the parameter out."
     known = [*ChatCompletionBody.model_fields, *OPENAI_PARAMETERS]

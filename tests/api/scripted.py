@@ -7,11 +7,13 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
+from server.api.schemas import ChatCompletionBody
+from server.api.unsupported import MESSAGE_PARAMETERS, TOOL_PARAMETERS
 from server.backends.llamacpp import LlamaCppBackend
 from server.core.errors import LlmspellError, ModelNotFound
 from server.core.events import ChoiceFinished, Event, Failed, Finished, FinishReason, Started, TextDelta, Timings, Usage
 from server.core.model_spec import BackendName, ModelSpec, equivalent_names
-from server.core.parameters import ParameterSupport
+from server.core.parameters import ParameterSupport, listed, mapped
 from server.core.ports import (
     DeviceMemory,
     EventStream,
@@ -24,6 +26,12 @@ from server.core.ports import (
 from server.core.request import ChatRequest
 
 Script = Callable[[ChatRequest], AsyncIterator[Sequence[Event]]]
+HAS_EVERYTHING: Mapping[str, ParameterSupport] = {
+    name: mapped() for name in (*ChatCompletionBody.model_fields, *TOOL_PARAMETERS, *MESSAGE_PARAMETERS)
+}
+"""The parameters of a backend that lacks none."""
+HAS_LITTLE: Mapping[str, ParameterSupport] = {"max_tokens": mapped(), "messages[].name": listed("no names")}
+"""The parameters of a backend that lacks most."""
 USAGE = Usage(prompt_tokens=7, completion_tokens=2, cached_tokens=3)
 TIMINGS = Timings(queued=0.25, load=1.5, prompt=0.0625, first_token=1.8125, decode=0.0123456)
 

@@ -30,6 +30,7 @@ EXPECTED = {
     core.Draining: 503,
     core.BackendError: 502,
     core.NoFreeCells: 502,
+    core.InvalidOutput: 502,
     core.TimedOut: 504,
     core.PullFailed: 502,
     core.HubUnreachable: 502,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
@@ -10,20 +11,29 @@ from typing import Any
 import httpx
 import pytest
 from fastapi import FastAPI
+from openai.types import CompletionUsage
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
-from api.scripted import ScriptedBackend, card, fail, finished, play
-from api.serving import CHAT, HELLO
+from api.scripted import HAS_EVERYTHING, HAS_LITTLE, ScriptedBackend, card, fail, finished, play
+from api.serving import CHAT, HELLO, error_of
 from server.api.application import create_api
 from server.api.config import ApiConfig
-from server.backends.ollama.chat_request import PARAMETERS
-from server.core.errors import BackendError
-from server.core.events import ChoiceFinished, Event, FinishReason, ReasoningDelta, Started, TextDelta, ToolCallDelta
+from server.core.errors import BackendError, InvalidOutput
+from server.core.events import (
+    ChoiceFinished,
+    Event,
+    Failed,
+    FinishReason,
+    ReasoningDelta,
+    Started,
+    TextDelta,
+    ToolCallDelta,
+    Usage,
+)
 from server.core.model_spec import BackendName
+from server.core.parameters import listed, refused
 from server.core.request import (
     ImageInput,
-    JsonObjectFormat,
-    JsonSchemaFormat,
     Message,
     ReasoningEffort,
     Role,
@@ -37,14 +47,17 @@ from server.router import ModelRouter, RoutingConfig
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}}
 WEATHER = {"type": "function", "function": {"name": "weather", "description": "Outside", "parameters": SCHEMA}}
 TIME = {"type": "function", "function": {"name": "time"}}
+NAMED_TIME = {"type": "function", "function": {"name": "time"}}
+NO_ARGUMENTS = {"type": "object", "properties": {}}
 PNG = "data:image/png;base64,iVBORw0KGgo="
 
 
 @pytest.fixture
 def backend() -> ScriptedBackend:
-    """A backend that has what Ollama has."""
+    """A backend that has nearly everything."""
     cards = [card(backend=BackendName.OLLAMA)]
-    return ScriptedBackend(name=BackendName.OLLAMA, parameters=PARAMETERS, cards=cards)
+    lacking = {"logit_bias": refused(), "ignore_eos": refused(), "messages[].name": listed("no names")}
+    return ScriptedBackend(name=BackendName.OLLAMA, parameters={**HAS_EVERYTHING, **lacking}, cards=cards)
 
 
 @dataclass
@@ -151,6 +164,59 @@ async def test_reasoning_has_both_of_its_names(
     assert (message["reasoning"], message["reasoning_content"], message["content"]) == ("Hm, well", "Hm, well", "Yes")
 
 
+async def test_tokens_of_reasoning_are_counted(client: httpx.AsyncClient, backend: ScriptedBackend) -> None:
+    usage = Usage(prompt_tokens=5, completion_tokens=9, reasoning_tokens=6)
+    backend.script = play([Started(), ReasoningDelta(0, "Hm"), ChoiceFinished(0, FinishReason.STOP), finished(usage)])
+
+    whole = (await said(client, stream=False)).response.json()["usage"]
+    stream = (await said(client, stream=True, stream_options={"include_usage": True})).response.text
+    (streamed,) = [found for line in stream.splitlines() if "usage" in line and (found := usage_of(line))]
+
+    assert whole == streamed
+    counts = CompletionUsage.model_validate(whole)
+    assert counts.completion_tokens_details is not None
+    assert (counts.completion_tokens, counts.completion_tokens_details.reasoning_tokens) == (9, 6)
+
+
+def usage_of(line: str) -> dict[str, Any]:
+    return dict(json.loads(line.removeprefix("data: "))["usage"] or {})
+
+
+async def test_deltas_of_a_call(client: httpx.AsyncClient, backend: ScriptedBackend) -> None:
+    """The first one names the call, those that follow have nothing but pieces of its arguments; the role comes once."""
+    pieces = [ToolCallDelta(0, 0, "call_a", "weather", ""), ToolCallDelta(0, 0, None, None, '{"city":'), *call_events()]
+    backend.script = play([Started(), *pieces[:2], *pieces[3:]], [finished()])
+
+    response = (await said(client, stream=True, tools=[WEATHER, TIME])).response
+    frames = [line.removeprefix("data: ") for line in response.text.splitlines() if line.startswith("data: {")]
+    first, *deltas = [json.loads(frame)["choices"][0]["delta"] for frame in frames]
+
+    assert first["role"] == "assistant"
+    assert not any("role" in delta for delta in deltas)
+    assert deltas[0] == {
+        "tool_calls": [
+            {"index": 0, "id": "call_a", "type": "function", "function": {"name": "weather", "arguments": ""}}
+        ]
+    }
+    assert deltas[1] == {"tool_calls": [{"index": 0, "function": {"arguments": '{"city":'}}]}
+
+
+@pytest.mark.parametrize("content", ["", "Let me see."])
+async def test_output_that_is_not_as_demanded_is_a_failure(
+    client: httpx.AsyncClient, backend: ScriptedBackend, content: str
+) -> None:
+    events: list[Event] = [Started(), *([TextDelta(0, content)] if content else [])]
+    backend.script = play(events, [Failed(InvalidOutput("it is no JSON"))])
+
+    whole = await client.post(CHAT, json=HELLO)
+    streamed = await client.post(CHAT, json={**HELLO, "stream": True})
+
+    assert error_of(whole) == (502, "invalid_output", None)
+    assert streamed.status_code == (200 if content else 502)
+    last = [line for line in streamed.text.splitlines() if line][-1].removeprefix("data: ")
+    assert json.loads(last) == whole.json()
+
+
 async def test_without_reasoning_there_is_no_field_for_it(client: httpx.AsyncClient) -> None:
     message = (await said(client, stream=False)).choices[0]
 
@@ -167,14 +233,61 @@ async def request_of(client: httpx.AsyncClient, backend: ScriptedBackend, **more
 
 
 async def test_tools_reach_the_backend(client: httpx.AsyncClient, backend: ScriptedBackend) -> None:
-    request = await request_of(client, backend, tools=[WEATHER, TIME], parallel_tool_calls=False)
+    strict = {"type": "function", "function": {"name": "mcp.dot-and_more", "strict": True, "parameters": {}}}
+    request = await request_of(client, backend, tools=[WEATHER, TIME, strict], parallel_tool_calls=False)
 
     assert request.tools == (
         Tool("weather", "Outside", SCHEMA),
-        Tool("time", None, {"type": "object", "properties": {}}),
+        Tool("time", None, NO_ARGUMENTS),
+        Tool("mcp.dot-and_more", None, NO_ARGUMENTS, strict=True),
     )
     assert request.tool_choice == ToolChoice()
     assert request.parallel_tool_calls is False
+
+
+@pytest.mark.parametrize(
+    ("given", "known"),
+    [
+        (None, NO_ARGUMENTS),
+        ({"type": "object"}, NO_ARGUMENTS),
+        ({"properties": {"a": {}}}, {"type": "object", "properties": {"a": {}}}),
+        ({"$ref": "#/$defs/a", "$defs": {"a": {}}}, {**NO_ARGUMENTS, "$ref": "#/$defs/a", "$defs": {"a": {}}}),
+        ({"type": "object", "properties": {}, "required": ["a"]}, {**NO_ARGUMENTS, "required": ["a"]}),
+    ],
+)
+async def test_arguments_are_an_object_whether_the_schema_says_so_or_not(
+    client: httpx.AsyncClient, backend: ScriptedBackend, given: object, known: object
+) -> None:
+    tool = {"type": "function", "function": {"name": "f", "parameters": given}}
+    request = await request_of(client, backend, tools=[tool])
+    assert request.tools[0].parameters == known
+
+
+@pytest.mark.parametrize(("mode", "found"), [("auto", ToolChoiceMode.AUTO), ("required", ToolChoiceMode.REQUIRED)])
+async def test_only_some_tools_are_allowed(
+    client: httpx.AsyncClient, backend: ScriptedBackend, mode: str, found: ToolChoiceMode
+) -> None:
+    choice = {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": [NAMED_TIME]}}
+
+    request = await request_of(client, backend, tools=[WEATHER, TIME], tool_choice=choice)
+
+    assert [tool.name for tool in request.tools] == ["time"]
+    assert request.tool_choice == ToolChoice(found)
+
+
+async def test_128_tools(client: httpx.AsyncClient, backend: ScriptedBackend) -> None:
+    tools = [{"type": "function", "function": {"name": f"f{index}"}} for index in range(128)]
+    assert len((await request_of(client, backend, tools=tools)).tools) == 128
+    response = await client.post(CHAT, json={**HELLO, "tools": [*tools, TIME]})
+    assert error_of(response) == (400, "invalid_value", "tools")
+    assert "129 tools, at most 128" in response.text
+
+
+async def test_a_result_of_a_megabyte(client: httpx.AsyncClient, backend: ScriptedBackend) -> None:
+    answer = {"role": "assistant", "content": None, "tool_calls": CALLS[:1]}
+    result = {"role": "tool", "tool_call_id": "call_a", "content": "rain " * 200_000}
+    request = await request_of(client, backend, messages=[*HELLO["messages"], answer, result])
+    assert len(request.messages[-1].content) == 1_000_000
 
 
 @pytest.mark.parametrize(
@@ -183,7 +296,7 @@ async def test_tools_reach_the_backend(client: httpx.AsyncClient, backend: Scrip
         ("auto", ToolChoice()),
         ("none", ToolChoice(ToolChoiceMode.NONE)),
         ("required", ToolChoice(ToolChoiceMode.REQUIRED)),
-        ({"type": "function", "function": {"name": "time"}}, ToolChoice(ToolChoiceMode.REQUIRED, "time")),
+        (NAMED_TIME, ToolChoice(ToolChoiceMode.REQUIRED, "time")),
     ],
 )
 async def test_tool_choices(client: httpx.AsyncClient, backend: ScriptedBackend, wire: object, choice: object) -> None:
@@ -218,21 +331,6 @@ async def test_an_answer_can_be_sent_back(
     assert [call.id for call in backend.requests[-1].messages[1].tool_calls] == ["call_a", "call_b"]
 
 
-@pytest.mark.parametrize(
-    ("wire", "found"),
-    [
-        ({"type": "json_object"}, JsonObjectFormat()),
-        ({"type": "json_schema", "json_schema": {"name": "a", "schema": SCHEMA}}, JsonSchemaFormat(SCHEMA)),
-        ({"type": "json_schema", "json_schema": {"name": "a"}}, JsonSchemaFormat({})),
-        ({"type": "text"}, None),
-    ],
-)
-async def test_response_formats(
-    client: httpx.AsyncClient, backend: ScriptedBackend, wire: object, found: object
-) -> None:
-    assert (await request_of(client, backend, response_format=wire)).response_format == found
-
-
 @pytest.mark.parametrize("effort", ReasoningEffort)
 async def test_reasoning_efforts(client: httpx.AsyncClient, backend: ScriptedBackend, effort: ReasoningEffort) -> None:
     assert (await request_of(client, backend, reasoning_effort=effort.value)).reasoning_effort is effort
@@ -241,6 +339,14 @@ async def test_reasoning_efforts(client: httpx.AsyncClient, backend: ScriptedBac
 @pytest.mark.parametrize("value", ["5m", "1h30m", "0", "-1s", "1.5h", ".5s", "100ms", 0, -1, 300, 0.5])
 async def test_keep_alive(client: httpx.AsyncClient, backend: ScriptedBackend, value: object) -> None:
     assert (await request_of(client, backend, keep_alive=value)).keep_alive == value
+
+
+async def test_template_options_and_a_budget(client: httpx.AsyncClient, backend: ScriptedBackend) -> None:
+    options = {"enable_thinking": False, "documents": [{"a": 1.5}]}
+    request = await request_of(client, backend, chat_template_kwargs=options, thinking_budget=0)
+    assert (request.template_options, request.thinking_budget) == (options, 0)
+    request = await request_of(client, backend)
+    assert (request.template_options, request.thinking_budget) == ({}, None)
 
 
 async def test_num_ctx(client: httpx.AsyncClient, backend: ScriptedBackend) -> None:
@@ -265,6 +371,16 @@ async def test_images(client: httpx.AsyncClient, backend: ScriptedBackend) -> No
 
 # --- what is refused ---
 
+
+def function(name: str = "f", **more: object) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name, **more}}
+
+
+def allowed(mode: str, *names: str) -> dict[str, Any]:
+    tools = [{"type": "function", "function": {"name": name}} for name in names]
+    return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": tools}}
+
+
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"keep_alive": "300"}, "keep_alive"),
     ({"keep_alive": ""}, "keep_alive"),
@@ -282,15 +398,36 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"num_ctx": 1.5}, "num_ctx"),
     ({"num_ctx": "4096"}, "num_ctx"),
     ({"reasoning_effort": "max"}, "reasoning_effort"),
-    ({"response_format": {"type": "xml"}}, "response_format.type"),
-    ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
     ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools[0].function.name"),
     ({"tools": [{"type": "function", "function": {"name": "x" * 65}}]}, "tools[0].function.name"),
     ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
-    ({"tools": [TIME, TIME]}, "tools"),
+    ({"tools": [{"type": "custom", "custom": {"name": "a"}}]}, "tools[0].type"),
+    ({"tools": [function(name="")]}, "tools[0].function.name"),
+    ({"tools": [function(name="a\n")]}, "tools[0].function.name"),
+    ({"tools": [function(name="ä")]}, "tools[0].function.name"),
+    ({"tools": [function(parameters=[])]}, "tools[0].function.parameters"),
+    ({"tools": [function(parameters={"type": "string"})]}, "tools[0].function.parameters.type"),
+    ({"tools": [function(parameters={"type": ["object"]})]}, "tools[0].function.parameters.type"),
+    ({"tools": [function(parameters={"title": "x" * 2**18})]}, "tools[0].function.parameters"),
+    ({"tools": [function(strict="yes")]}, "tools[0].function.strict"),
+    ({"tools": [function(output={})]}, "tools[0].function.output"),
+    ({"tools": [WEATHER, TIME, TIME]}, "tools[2]"),
     ({"tool_choice": "required"}, "tool_choice"),
     ({"tool_choice": "any"}, "tool_choice"),
     ({"tools": [TIME], "tool_choice": {"type": "function", "function": {"name": "weather"}}}, "tool_choice"),
+    ({"tools": [TIME], "tool_choice": {"type": "custom", "custom": {"name": "time"}}}, "tool_choice.type"),
+    ({"tools": [TIME], "tool_choice": {**NAMED_TIME, "name": "time"}}, "tool_choice.name"),
+    ({"tools": [TIME], "tool_choice": allowed("auto", "weather")}, "tool_choice"),
+    ({"tools": [TIME], "tool_choice": allowed("none", "time")}, "tool_choice.allowed_tools.mode"),
+    ({"tools": [TIME], "tool_choice": allowed("auto")}, "tool_choice.allowed_tools.tools"),
+    ({"tool_choice": allowed("auto", "time")}, "tool_choice"),
+    ({"tools": [], "tool_choice": "required"}, "tool_choice"),
+    ({"tool_choice": NAMED_TIME}, "tool_choice"),
+    ({"thinking_budget": -1}, "thinking_budget"),
+    ({"thinking_budget": 1.5}, "thinking_budget"),
+    ({"thinking_budget": "many"}, "thinking_budget"),
+    ({"chat_template_kwargs": []}, "chat_template_kwargs"),
+    ({"chat_template_kwargs": {"a": math.inf}}, "chat_template_kwargs"),
     ({"messages": [{"role": "user", "content": "a", "tool_calls": CALLS}]}, "messages[0].tool_calls"),
     ({"messages": [{"role": "tool", "content": "a"}]}, "messages[0].tool_call_id"),
     ({"logit_bias": {"5": 1}}, "logit_bias"),
@@ -307,12 +444,32 @@ async def test_refusals(
     param: str,
     stream: bool,  # noqa: FBT001
 ) -> None:
-    response = await client.post(CHAT, json={**HELLO, "stream": stream, **more})
+    content = json.dumps({**HELLO, "stream": stream, **more}).encode()  # also numbers that are not finite
+    response = await client.post(CHAT, content=content)
 
     error = response.json()["error"]
     assert (response.status_code, error["type"]) == (400, "invalid_request_error")
-    assert error["param"] == param or error["param"].startswith(param)
+    assert error["param"] == param
     assert backend.requests == []
+
+
+@pytest.mark.parametrize(
+    ("message", "param", "instead"),
+    [
+        ({"role": "function", "name": "f", "content": "5"}, "messages[0].role", "'tool'"),
+        (
+            {"role": "assistant", "content": None, "refusal": "", "function_call": {"name": "f", "arguments": "{}"}},
+            "messages[0].function_call",
+            "'tool_calls'",
+        ),
+    ],
+)
+async def test_messages_about_functions_are_older_than_tools(
+    client: httpx.AsyncClient, message: dict[str, Any], param: str, instead: str
+) -> None:
+    response = await client.post(CHAT, json={**HELLO, "messages": [message]})
+    assert error_of(response) == (400, "unsupported_parameter", param)
+    assert instead in response.json()["error"]["message"]
 
 
 @pytest.mark.parametrize("role", ["system", "assistant", "tool"])
@@ -342,7 +499,7 @@ async def test_who_answered_and_what_had_no_effect(client: httpx.AsyncClient, st
 
 @pytest.fixture
 def second() -> ScriptedBackend:
-    return ScriptedBackend()
+    return ScriptedBackend(parameters=HAS_LITTLE)
 
 
 @pytest.fixture

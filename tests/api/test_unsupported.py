@@ -5,7 +5,7 @@ from typing import Any
 import httpx
 import pytest
 
-from api.scripted import ScriptedBackend
+from api.scripted import HAS_LITTLE, ScriptedBackend
 from api.serving import CHAT, HELLO
 from server.api.config import ApiConfig
 
@@ -28,7 +28,25 @@ UNSUPPORTED: list[dict[str, Any]] = [
     {"store": 0},
     {"temprature": 1},
     {"grammar": "root ::= [a-z]"},
+    {"guided_regex": "[a-z]+"},
+    {"guided_choice": ["yes", "no"]},
+    {"guided_json": {"type": "object"}},
+    {"chat_template_kwargs": {"enable_thinking": False}},
+    {"enable_thinking": False},
+    {"thinking_budget": 5},
 ]
+INSTEAD = {
+    "functions": "'tools'",
+    "function_call": "'tool_choice'",
+    "guided_json": "'response_format'",
+    "enable_thinking": "'chat_template_kwargs'",
+}
+
+
+@pytest.fixture
+def backend() -> ScriptedBackend:
+    """A backend that lacks most parameters."""
+    return ScriptedBackend(parameters=HAS_LITTLE)
 
 
 @pytest.mark.parametrize("extra", UNSUPPORTED)
@@ -40,6 +58,7 @@ async def test_is_refused_by_name(client: httpx.AsyncClient, backend: ScriptedBa
     assert response.json()["error"]["code"] == "unsupported_parameter"
     assert response.json()["error"]["param"] == name
     assert f"'{name}'" in response.json()["error"]["message"]
+    assert INSTEAD.get(name, "") in response.json()["error"]["message"]
     assert backend.requests == []
 
 
@@ -92,6 +111,9 @@ async def test_names_cannot_break_out_of_the_header(client: httpx.AsyncClient) -
         {"tools": None, "audio": None, "prediction": None},
         {"top_logprobs": 0},
         {"verbosity": "medium"},
+        {"chat_template_kwargs": {}},
+        {"functions": [], "function_call": "auto"},
+        {"grammar": None, "guided_regex": None, "guided_choice": None, "thinking_budget": None},
     ],
 )
 async def test_asking_for_nothing_is_fine(client: httpx.AsyncClient, extra: dict[str, Any]) -> None:
