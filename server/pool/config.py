@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import Literal
 
 from server.core.duration import Duration
+from server.core.request import ReasoningOutput
 
 AutoInt = int | Literal["auto"]
 """A number, or ``"auto"`` for one that is chosen to fit."""
@@ -112,7 +113,7 @@ class PoolConfig:
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """Section ``[models."local/…"]``: one model of the pool.
+    """Section ``[models."local/…"]``: one model of the pool; reasoning is for models of Ollama, too.
 
     Attributes:
         path: the GGUF file (the first part of a split one); empty means the one of this name that is found on this
@@ -129,6 +130,9 @@ class ModelConfig:
         keep_alive: overrides ``[llamacpp] keep_alive``; empty means not overridden.
         ttft_target_ms: overrides ``[llamacpp] ttft_target_ms``; -1 means not overridden.
         chat_template: a Jinja file that replaces the template in the GGUF; empty means the GGUF's own.
+        reasoning: what becomes of what a model thinks before it answers: "split" gives it as reasoning_content and
+            reasoning, apart from content; "hide" leaves it out; "raw" leaves it in content, with its tags, for clients
+            that split it themselves.
         kv_cache_type: element type of the KV cache; the quantized ones need less memory and are slightly less exact.
         kv_layout: "unified" lets all sequences share kv_cells, and prompts that begin alike share cells; "separate"
             gives each kv_cells / max_sequences of its own, which bounds context_length; "auto" is unified.
@@ -153,6 +157,7 @@ class ModelConfig:
     keep_alive: Duration = Duration("")
     ttft_target_ms: int = -1
     chat_template: str = ""
+    reasoning: ReasoningOutput = ReasoningOutput.SPLIT
     kv_cache_type: KvCacheType = KvCacheType.F16
     kv_layout: KvLayout = KvLayout.AUTO
     flash_attention: Switch = Switch.AUTO
