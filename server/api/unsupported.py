@@ -80,6 +80,9 @@ _DISPENSABLE: dict[str, tuple[object, ...]] = {
 }
 # what the SDKs' message objects carry when a client sends an answer back as part of the conversation
 _ECHOED_IN_MESSAGES: dict[str, tuple[object, ...]] = {"annotations": ([],)}
+_NONE: Mapping[str, tuple[object, ...]] = {}
+# what OpenAI's own client makes of content and arguments, beside which it sends them back, too
+_PARSED_CONTENT, _PARSED_ARGUMENTS = "parsed", "parsed_arguments"
 
 # What to send in the place of parameters that others know, or once knew.
 _INSTEAD: Mapping[str, str] = {
@@ -233,7 +236,7 @@ def _parts_of_choice(body: ChatCompletionBody) -> Iterator[tuple[str, WireModel 
 
 
 def _unknown_in_message(message: WireMessage, prefix: str) -> Iterator[str]:
-    yield from _extras(message, prefix, _ECHOED_IN_MESSAGES)
+    yield from _extras(message, prefix, _ECHOED_IN_MESSAGES, _PARSED_CONTENT)
     if isinstance(message.content, list):
         for index, part in enumerate(message.content):
             if part.type in {"text", "refusal", "image_url"}:  # other types are refused with their own message
@@ -241,12 +244,14 @@ def _unknown_in_message(message: WireMessage, prefix: str) -> Iterator[str]:
                 yield from _extras(part.image_url, f"{prefix}content[{index}].image_url.")
     for index, call in enumerate(message.tool_calls or ()):
         yield from _extras(call, f"{prefix}tool_calls[{index}].")
-        yield from _extras(call.function, f"{prefix}tool_calls[{index}].function.")
+        yield from _extras(call.function, f"{prefix}tool_calls[{index}].function.", echoed=_PARSED_ARGUMENTS)
 
 
-def _extras(model: WireModel | None, prefix: str, no_ops: dict[str, tuple[object, ...]] | None = None) -> Iterator[str]:
+def _extras(
+    model: WireModel | None, prefix: str, no_ops: Mapping[str, tuple[object, ...]] = _NONE, echoed: str | None = None
+) -> Iterator[str]:
     for name, value in ((model and model.model_extra) or {}).items():
-        if value is not None and not _is_among(value, (no_ops or {}).get(name)):
+        if value is not None and name != echoed and not _is_among(value, no_ops.get(name)):
             yield prefix + name
 
 

@@ -453,6 +453,19 @@ async def test_refusals(
     assert backend.requests == []
 
 
+async def test_what_the_official_client_adds_to_an_answer_can_be_sent_back(
+    client: httpx.AsyncClient, backend: ScriptedBackend
+) -> None:
+    arguments = {"name": "weather", "arguments": '{"city":"Rome"}', "parsed_arguments": {"city": "Rome"}}
+    calls = [{"id": "call_a", "type": "function", "function": arguments}]
+    answer = {"role": "assistant", "content": None, "parsed": {"a": 1}, "annotations": [], "tool_calls": calls}
+    result = {"role": "tool", "tool_call_id": "call_a", "content": "rain"}
+
+    request = await request_of(client, backend, messages=[*HELLO["messages"], answer, result])
+
+    assert request.messages[1].tool_calls == (ToolCall("call_a", "weather", '{"city":"Rome"}'),)
+
+
 @pytest.mark.parametrize(
     ("message", "param", "instead"),
     [
