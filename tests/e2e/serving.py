@@ -36,6 +36,17 @@ OLLAMA_ENABLED = "LLMSPELL_OLLAMA__ENABLED"
 DISCOVER = "LLMSPELL_STORE__DISCOVER"
 
 _NOT_INHERITED = ("LLMSPELL_", "OLLAMA_", "HF_", "HUGGING", "XDG_CONFIG_HOME", "XDG_CACHE_HOME", "XDG_DATA_HOME")
+_NOT_OF_OPENAI = (
+    "chat_template_kwargs",
+    "grammar",
+    "guided_choice",
+    "guided_regex",
+    "ignore_eos",
+    "keep_alive",
+    "num_ctx",
+    "thinking_budget",
+    "top_k",
+)
 _PAUSE = 0.05
 
 
@@ -213,16 +224,22 @@ class Site:
         """The body of a request to the model, whose answer is always the same one."""
         return chat_body(content, **({"model": self.model, "temperature": 0} | parameters))
 
+    def for_sdk(self, content: str, **parameters: object) -> dict[str, Any]:
+        """The same for the SDK, which takes the parameters that OpenAI does not know from a separate one."""
+        body = self.body(content, **parameters)
+        extra = {name: body.pop(name) for name in _NOT_OF_OPENAI if name in body}
+        return body | {"extra_body": extra}
+
     def ask(self, content: str, **parameters: object) -> ChatCompletion:
         """One whole answer, by the SDK."""
         with self.server.client() as client:
-            answer: ChatCompletion = client.chat.completions.create(**_for_sdk(self.body(content, **parameters)))
+            answer: ChatCompletion = client.chat.completions.create(**self.for_sdk(content, **parameters))
             return answer
 
     def stream(self, content: str, **parameters: object) -> list[ChatCompletionChunk]:
         """All chunks of a stream, by the SDK."""
-        body = self.body(content, stream=True, **parameters)
-        with self.server.client() as client, client.chat.completions.create(**_for_sdk(body)) as stream:
+        body = self.for_sdk(content, stream=True, **parameters)
+        with self.server.client() as client, client.chat.completions.create(**body) as stream:
             return list(stream)
 
     def post(self, content: str, **parameters: object) -> httpx.Response:
@@ -250,12 +267,6 @@ class Site:
             eventually(lambda: self.server.cpu_seconds() > before + 0.1, "the prompt is being computed")
         else:
             eventually(lambda: not self.is_idle(), "the daemon answers")
-
-
-def _for_sdk(body: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments for the SDK, which takes the parameters that OpenAI does not know from a separate one."""
-    extra = {name: value for name, value in body.items() if name in {"ignore_eos", "keep_alive", "num_ctx", "top_k"}}
-    return {name: value for name, value in body.items() if name not in extra} | {"extra_body": extra}
 
 
 class Connection:
