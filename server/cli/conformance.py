@@ -17,6 +17,7 @@ from server.cli.bench import what_to_measure
 from server.cli.conformance_chat import CHAT_CHECKS
 from server.cli.conformance_errors import ERROR_CHECKS
 from server.cli.conformance_features import FEATURE_CHECKS
+from server.cli.conformance_forms import FORM_CHECKS
 from server.cli.conformance_report import as_json as report_as_json
 from server.cli.conformance_report import print_matrix
 from server.cli.conformance_suite import ModelReport, run_checks
@@ -33,7 +34,7 @@ from server.core.model_spec import parse_model_spec
 if TYPE_CHECKING:
     from server.config import Settings
 
-CHECKS = (*CHAT_CHECKS, *FEATURE_CHECKS, *ERROR_CHECKS)
+CHECKS = (*CHAT_CHECKS, *FORM_CHECKS, *FEATURE_CHECKS, *ERROR_CHECKS)
 _NOWHERE = ""
 
 

@@ -76,6 +76,42 @@ async def unknown_parameter(subject: Subject) -> str | None:
     return None
 
 
+async def functions(subject: Subject) -> str | None:
+    """Check that what is older than tools is named, not dropped in silence."""
+    function = {"name": "get_weather", "parameters": {"type": "object", "properties": {}}}
+    reply = await subject.wire.post(subject.body(functions=[function], max_tokens=1))
+    if reply.status == 200 and "functions" in reply.headers.get("x-llmspell-ignored", ""):
+        return "ignored, and listed in x-llmspell-ignored"
+    check_error(reply, _BAD, param="functions")
+    return None
+
+
+async def absent_function(subject: Subject) -> str | None:
+    """Check that a call of a function that is not there cannot be demanded."""
+    tool = {"type": "function", "function": {"name": "get_weather", "parameters": {"type": "object"}}}
+    choice = {"type": "function", "function": {"name": "launch"}}
+    reply = await subject.wire.post(subject.body(tools=[tool], tool_choice=choice))
+    if reply.status == 400 and reply.error.get("param") == "tools":
+        return "not tried: the model has no tools"
+    check_error(reply, _BAD, param="tool_choice")
+    return None
+
+
+async def cut_arguments(subject: Subject) -> str | None:
+    """Check that an earlier call whose arguments are no JSON is a bad request, and no failure of the server's."""
+    function = {"name": "get_weather", "arguments": '{"city": "Par'}
+    messages = [
+        {"role": "user", "content": "What is the weather in Paris?"},
+        {"role": "assistant", "content": None, "tool_calls": [{"id": "a", "type": "function", "function": function}]},
+        {"role": "tool", "tool_call_id": "a", "content": "sunny"},
+    ]
+    reply = await subject.wire.post(subject.body(messages=messages))
+    if reply.status == 200:
+        return "repaired, and answered"
+    check_error(reply, _BAD)
+    return None
+
+
 async def before_a_stream(subject: Subject) -> str | None:
     """Check that what can be refused before a stream begins is refused as HTTP does it."""
     reply = await subject.wire.stream({**subject.body(), "model": "no-such-model"})
@@ -102,6 +138,9 @@ ERROR_CHECKS = (
     Check("error: not JSON", not_json),
     Check("error: prompt too long", too_long),
     Check("error: unknown parameter", unknown_parameter),
+    Check("error: legacy functions", functions),
+    Check("error: absent function", absent_function),
+    Check("error: cut arguments", cut_arguments),
     Check("error: before a stream", before_a_stream),
     Check("error: unknown address", unknown_address),
 )

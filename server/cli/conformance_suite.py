@@ -12,7 +12,8 @@ from server.cli.conformance_answers import check_completion, check_error, descri
 from server.cli.conformance_wire import Mismatch, Reply, Streamed, Wire
 
 COUNT = "Count from 1 to 10."
-_FEW_TOKENS, _TOKENS_FOR_THOUGHTS = 24, 512
+CUT_SHORT = "the answer was cut short, so that it could not be checked"
+_FEW_TOKENS, _TOKENS_FOR_THOUGHTS, _AMPLE_TOKENS = 24, 512, 256
 _UNSUPPORTED_CODES = frozenset({"unsupported_parameter", "unsupported_value"})
 _BAD_REQUEST = frozenset({400})
 _IGNORED = "x-llmspell-ignored"
@@ -81,6 +82,11 @@ class Subject:
     def room(self) -> int:
         """Tokens that an answer needs to say something."""
         return _TOKENS_FOR_THOUGHTS if self.thinks else _FEW_TOKENS
+
+    @property
+    def ample_room(self) -> int:
+        """Tokens that an answer needs to come to its end."""
+        return max(self.room, _AMPLE_TOKENS)
 
     def body(self, prompt: str = COUNT, **parameters: object) -> dict[str, Any]:
         """Return the body of a request with one message, whose answer is always the same."""

@@ -22,7 +22,8 @@ _KNOWN = frozenset(
     {
         "model", "messages", "stream", "stream_options", "max_tokens", "max_completion_tokens", "temperature", "seed",
         "stop", "n", "logprobs", "top_logprobs", "logit_bias", "frequency_penalty", "presence_penalty", "tools",
-        "tool_choice", "response_format", "reasoning_effort",
+        "tool_choice", "parallel_tool_calls", "response_format", "grammar", "guided_regex", "guided_choice",
+        "reasoning_effort",
     }
 )  # fmt: skip
 
@@ -148,6 +149,7 @@ class _Handler(BaseHTTPRequestHandler):
         if not body.get("messages"):
             raise Refused(400, "no messages", None if self.has("messages are not named") else "messages")
         self._check_values(body)
+        self._check_demands(body)
         if _length(body) > CONTEXT and not self.has("prompts are cut"):
             raise Refused(400, "too long", "messages", "context_length_exceeded")
         roles = [message["role"] for message in body["messages"]]
@@ -155,8 +157,9 @@ class _Handler(BaseHTTPRequestHandler):
             raise Refused(400, "unknown role", "messages")
 
     def _check_values(self, body: dict[str, Any]) -> None:
+        dropped = {"functions"} if self.has("functions are dropped") else set()
         for name in body:
-            if name not in _KNOWN and not self.has("unknown parameters are dropped"):
+            if name not in _KNOWN | dropped and not self.has("unknown parameters are dropped"):
                 raise Refused(400, "unknown", name, "unsupported_parameter")
         for name, (low, high) in _LIMITS.items():
             value = body.get(name, 0)
@@ -171,6 +174,23 @@ class _Handler(BaseHTTPRequestHandler):
                 raise Refused(400, "no number above 0", name)
         if self.has("images are a failure") and "image_url" in json.dumps(body["messages"]):
             raise Refused(500, "no images", code=None)
+
+    def _check_demands(self, body: dict[str, Any]) -> None:
+        schema = (body.get("response_format") or {}).get("json_schema", {}).get("schema", {})
+        if "propertyNames" in schema and not self.has("schemas fail open"):
+            raise Refused(400, "propertyNames cannot be enforced", "response_format.json_schema.schema")
+        names = [tool["function"]["name"] for tool in body.get("tools", ())]
+        choice = body.get("tool_choice", "auto")
+        if not isinstance(choice, str) and choice["function"]["name"] not in names:
+            if self.has("choices are not looked at"):
+                return
+            raise Refused(400, "no such function", "tool_choice")
+        for message in body["messages"]:
+            for call in message.get("tool_calls", ()):
+                try:
+                    json.loads(call["function"]["arguments"])
+                except ValueError:
+                    raise Refused(500 if self.has("cut arguments are a failure") else 400, "no JSON") from None
 
     # --- what is answered ---
 
@@ -194,7 +214,9 @@ class _Handler(BaseHTTPRequestHandler):
         """The message, its tokens, and why it ends."""
         message: dict[str, Any] = {"role": "assistant", "content": None}
         if (called := self._called(body)) is not None:
-            return message | {"tool_calls": [called]}, ["call"], "tool_calls"
+            several = [called, called | {"id": f"call_{next(self.owner.numbers)}"}]
+            calls = several if self.has("calls come together") else [called]
+            return message | {"tool_calls": calls}, ["call"], "tool_calls"
         text = self._text(body) + (" again" if index and self.has("choices differ") else "")
         if body.get("reasoning_effort"):
             message["reasoning_content"] = "Let me think."
@@ -226,9 +248,11 @@ class _Handler(BaseHTTPRequestHandler):
         if wanted == "json_object":
             return '```json\n{"a": 1}\n```' if self.has("JSON in a fence") else '{"a": 1}'
         if wanted == "json_schema":
-            return (
-                '{"city": "Paris", "other": 1}' if self.has("schemas are ignored") else '{"city": "P", "country": "F"}'
-            )
+            is_ignored = self.has("schemas are ignored") or (body.get("stream") and self.has("streams ignore schemas"))
+            return '{"city": "Paris", "other": 1}' if is_ignored else '{"city": "P", "country": "F"}'
+        for name, text in (("grammar", "green"), ("guided_regex", "10:45"), ("guided_choice", "light green")):
+            if name in body and not self.has(f"{name} is ignored"):
+                return text
         asked = _content(body["messages"][-1])
         return _COUNT if "Count" in asked else asked
 
@@ -239,7 +263,11 @@ class _Handler(BaseHTTPRequestHandler):
                 raise Refused(400, "role tool", "messages")
             return None
         name = "get_weather" if isinstance(choice, str) or self.has("another tool is called") else "get_time"
+        if choice == "none" and not self.has("none is ignored"):
+            return None
         arguments = "{'city': 'Paris'}" if self.has("arguments are no JSON") else '{"city": "Paris"}'
+        if self.has("strict is ignored"):
+            arguments = '{"city": "Paris", "country": "France"}'
         call_id = "" if self.has("calls have no id") else f"call_{next(self.owner.numbers)}"
         return {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
 
@@ -249,10 +277,16 @@ class _Handler(BaseHTTPRequestHandler):
         sign = 1 if self.has("logprobs are positive") else -1
         return {"content": [_entry(token, sign * 0.5, [_entry(token, -0.5), _entry("x", -1.5)]) for token in tokens]}
 
-    def _usage(self, body: Mapping[str, Any], num_tokens: int) -> dict[str, int]:
+    def _usage(self, body: Mapping[str, Any], num_tokens: int) -> dict[str, Any]:
         prompt = _length(body) + (isinstance(body["messages"][-1].get("content"), list) and self.has("parts cost more"))
         total = prompt + num_tokens + self.has("usage does not add up")
-        return {"prompt_tokens": prompt, "completion_tokens": num_tokens, "total_tokens": total}
+        num_thoughts = 1 if body.get("reasoning_effort") and not self.has("thoughts are not counted") else 0
+        return {
+            "prompt_tokens": prompt,
+            "completion_tokens": num_tokens,
+            "total_tokens": total,
+            "completion_tokens_details": {"reasoning_tokens": num_thoughts},
+        }
 
     def _head(self, kind: str) -> dict[str, Any]:
         created = int(time.time())

@@ -60,12 +60,23 @@ FAULTS = [
     ("calls have no id", "tools: auto"),
     ("arguments are no JSON", "tools: required"),
     ("another tool is called", "tools: named"),
+    ("none is ignored", "tools: none"),
+    ("calls come together", "tools: one at a time"),
+    ("strict is ignored", "tools: strict"),
     ("calls have no index", "tools: streamed"),
     ("results are not understood", "tools: results"),
+    ("results are not understood", "tools: call, result, answer"),
     ("JSON in a fence", "response_format: json_object"),
     ("schemas are ignored", "response_format: json_schema"),
+    ("streams ignore schemas", "response_format: streamed"),
+    ("length is called stop", "response_format: cut short"),
+    ("schemas fail open", "response_format: unenforceable"),
+    ("grammar is ignored", "grammar"),
+    ("guided_regex is ignored", "guided_regex"),
+    ("guided_choice is ignored", "guided_choice"),
     ("thoughts are part of the answer", "reasoning"),
     ("thoughts are not streamed", "reasoning"),
+    ("thoughts are not counted", "reasoning: usage"),
     ("images are a failure", "images"),
     ("any spec is taken", "error: bad spec"),
     ("unknown models are replaced", "error: unknown model"),
@@ -75,6 +86,9 @@ FAULTS = [
     ("bad JSON is a failure", "error: not JSON"),
     ("prompts are cut", "error: prompt too long"),
     ("unknown parameters are dropped", "error: unknown parameter"),
+    ("functions are dropped", "error: legacy functions"),
+    ("choices are not looked at", "error: absent function"),
+    ("cut arguments are a failure", "error: cut arguments"),
     ("errors come in streams", "error: before a stream"),
     ("addresses answer in HTML", "error: unknown address"),
 ]
@@ -149,7 +163,7 @@ def test_the_demo_model_in_a_server_of_its_own() -> None:
     assert process.stderr.count("\n") == 1
 
 
-_MAY_LACK = ("tools", "response_format", "reasoning", "images")
+_MAY_LACK = ("tools", "response_format", "grammar", "guided_regex", "guided_choice", "reasoning", "images")
 
 
 def test_both_backends_side_by_side() -> None:
