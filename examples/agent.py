@@ -1,8 +1,8 @@
 """An agent that calls tools until it knows the answer: ``python examples/agent.py MODEL [QUESTION]``.
 
-The model decides which function to call; this program calls it, sends back what it said, and asks again. Whether a
-model can do that is in its ``capabilities``; a server that cannot pass tools on to it refuses, and this program says
-so.
+The model decides which function to call; this program calls it, sends back what it said, and asks again. The bundled
+model (``local/demo``) knows how to ask for the weather; larger ones also know when to compute. A model that cannot
+be given tools refuses them, and this program says so.
 """
 
 import ast
@@ -36,13 +36,32 @@ def calculate(expression: str) -> float:
     return value(ast.parse(expression, mode="eval").body)
 
 
+def get_weather(city: str) -> dict[str, object]:
+    """Look the weather up; a real program would ask a weather service."""
+    found = {"paris": (21, "sunny"), "oslo": (4, "snowy"), "lima": (17, "cloudy")}
+    temperature, sky = found.get(city.lower(), (14, "rainy"))
+    return {"temperature": temperature, "sky": sky}
+
+
 def today() -> str:
     """Return the date."""
     return f"{datetime.now(UTC):%A, %Y-%m-%d}"
 
 
-FUNCTIONS = {"calculate": calculate, "today": today}
+FUNCTIONS = {"get_weather": get_weather, "calculate": calculate, "today": today}
 TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": "get_weather",
+            "description": "Get the weather of a city.",
+            "parameters": {
+                "type": "object",
+                "properties": {"city": {"type": "string", "description": "The city"}},
+                "required": ["city"],
+            },
+        },
+    },
     {
         "type": "function",
         "function": {
@@ -77,7 +96,10 @@ def run(name: str, arguments: str) -> str:
 def answer(model: str, question: str) -> str:
     """Ask, call what the model wants called, and ask again."""
     messages = [
-        {"role": "system", "content": "Use the tools for dates and for all arithmetic. Then answer in one sentence."},
+        {
+            "role": "system",
+            "content": "Use the tools for the weather, dates and all arithmetic. Then answer in one sentence.",
+        },
         {"role": "user", "content": question},
     ]
     for _ in range(MOST_STEPS):
@@ -94,9 +116,9 @@ def answer(model: str, question: str) -> str:
 
 if __name__ == "__main__":
     if len(sys.argv) < 2:
-        sys.exit("usage: python examples/agent.py MODEL [QUESTION]; MODEL is one with the capability tools")
+        sys.exit("usage: python examples/agent.py MODEL [QUESTION]; MODEL is one that knows tools, such as local/demo")
     try:
-        print(answer(sys.argv[1], " ".join(sys.argv[2:]) or "How many seconds does a week have?"))
+        print(answer(sys.argv[1], " ".join(sys.argv[2:]) or "What is the weather in Paris?"))
     except APIStatusError as error:
         reason = error.body["message"] if isinstance(error.body, dict) else str(error)
         if error.code == "unsupported_parameter":

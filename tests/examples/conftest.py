@@ -38,7 +38,6 @@ def agent(body: Mapping[str, Any]) -> Reply:
         Call("calculate", {"expression": "7 * 24 * 60 * 60"}),
         Call("calculate", {"expression": "__import__('os').getcwd()"}),
         Call("today"),
-        Call("launch"),
     ]
     return Reply(calls=calls)
 

@@ -82,14 +82,21 @@ def test_agent(run: Run) -> None:
     assert "604800" in done.stdout
     assert f"{datetime.now(UTC):%Y-%m-}" in done.stdout
     assert "only numbers" in done.stdout  # what it wanted computed as a program was not
-    assert "KeyError" in done.stdout  # nor was a function called that does not exist
     assert 'calculate({"expression":"7 * 24 * 60 * 60"}) = 604800' in done.stderr.replace('": "', '":"')
 
 
-def test_agent_where_tools_are_refused(run: Run) -> None:
+def test_agent_with_the_bundled_model(run: Run) -> None:
     done = run("agent.py", "local/demo@llamacpp")
+    assert done.returncode == 0, done.stderr
+    assert 'get_weather({"city": "Paris"}) = {"temperature": 21, "sky": "sunny"}' in done.stderr
+    assert "Paris" in done.stdout
+    assert "sunny" in done.stdout
+
+
+def test_agent_where_tools_are_refused(run: Run) -> None:
+    done = run("agent.py", "local/demo@ollama")
     assert (done.stdout, done.returncode) == ("", 1)
-    assert done.stderr.startswith("error: local/demo@llamacpp cannot be given tools here: ")
+    assert done.stderr.startswith("error: local/demo@ollama cannot be given tools here: ")
 
 
 def test_manage(run: Run) -> None:
