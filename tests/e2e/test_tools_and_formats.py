@@ -509,7 +509,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
         "messages[1].tool_call_id",
         "tool_calls",
     ),
-    "a call without a result": (said(made(), {"role": "user", "content": "And?"}), "messages[1].tool_calls", "'a'"),
+    "a call without a result": (said(made(), {"role": "user", "content": "And?"}), "messages[2]", "'a'"),
     "arguments that are no JSON": (
         said(made('{"city": "Par'), {"role": "tool", "tool_call_id": "a", "content": "5"}),
         "messages[1].tool_calls[0].function.arguments",
