@@ -70,7 +70,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "api.max_stop_len": (1, 65536),
     "api.max_logit_bias": (0, 300_000),
     "api.max_tools": (0, 1024),
-    "api.max_schema_bytes": (64, 2**24),
+    "api.max_schema_bytes": (64, 2**19),
     "api.keep_alive_comment_seconds": (0, 3600),
     "api.loading_comment_seconds": (0, 3600),
     "api.send_timeout_seconds": (1, 86400),

@@ -228,6 +228,18 @@ def test_an_answer_that_is_cut_off_says_so(site: Site, *, stream: bool) -> None:
     assert cut.value.completion.usage is None or cut.value.completion.usage.completion_tokens == 3
 
 
+TREE = {"properties": {"next": {"anyOf": [{"type": "null"}, {"$ref": "#"}]}}, "required": ["next"], "type": "object"}
+COLOURS = [f"colour {number}" for number in range(5000)]
+
+
+@pytest.mark.parametrize("schema", [TREE, {"enum": COLOURS}], ids=["recursive", "5000 values"])
+def test_unusual_schemas(site: Site, schema: dict[str, Any]) -> None:
+    answer = site.ask(PARIS, response_format=described(schema), max_tokens=ROOM)
+    if answer.choices[0].finish_reason == "stop":  # a tree may grow for ever
+        value = json.loads(text_of(answer))
+        assert "next" in value if schema is TREE else value in COLOURS
+
+
 @pytest.mark.parametrize(
     "schema",
     [
@@ -503,6 +515,17 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
         FIRST_ARGUMENTS,
         "not",
     ),
+    "a pattern that looks around": (
+        {"response_format": described({"type": "string", "pattern": "^(?=a).*$"})},
+        ANSWER_SCHEMA,
+        "pattern",
+    ),
+    "a contradiction": (
+        {"response_format": described({"type": "integer", "minimum": 5, "maximum": 3})},
+        ANSWER_SCHEMA,
+        "no value",
+    ),
+    "a schema of a megabyte": ({"response_format": described({"title": "x" * 2**20})}, ANSWER_SCHEMA, "bytes"),
     "a schema elsewhere": ({"response_format": described(FAR_AWAY)}, ANSWER_SCHEMA, "$ref"),
     "a result without a call": (
         said({"role": "tool", "tool_call_id": "a", "content": "5"}),
