@@ -26,7 +26,7 @@ class Reply:
     Without ``text`` it repeats the last message, or makes the JSON that the request's ``format`` asks for. ``tokens``
     are the text in pieces, in place of the usual ones. ``thinking`` is said only when the request lets a model think
     that can. ``calls`` are made, after the words ``before`` them and in place of the text, when the request offers
-    tools and does not end with the result of one.
+    tools, has no ``format``, and does not end with the result of a tool.
     """
 
     text: str | None = None

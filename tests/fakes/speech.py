@@ -36,52 +36,76 @@ def count_prompt(messages: Sequence[Mapping[str, Any]], tools: object = None) ->
     return total
 
 
-def instance(schema: object, text: str, root: Mapping[str, Any] | None = None) -> object:
+def instance(schema: object, text: str, root: Mapping[str, Any] | None = None, depth: int = 0) -> object:
     """A value that the (simple) schema accepts; strings in it are ``text`` where that is allowed."""
     if not isinstance(schema, Mapping):
         return {"answer": text}
-    root = root or schema
+    root = schema if root is None else root
+    if depth > _MAX_DEPTH:
+        raise BadSchema("the schema has no end")
     if "$ref" in schema:
-        return instance(_resolve(schema["$ref"], root), text, root)
+        return instance(_resolve(schema["$ref"], root), text, root, depth + 1)
     if "const" in schema:
         return schema["const"]
     if "enum" in schema:
         return schema["enum"][0]
     if choices := schema.get("anyOf") or schema.get("oneOf"):
-        return instance(choices[0], text, root)
+        return instance(choices[-1 if depth > _DEEP else 0], text, root, depth + 1)
     kind = schema.get("type", "object" if "properties" in schema or not schema else "string")
     make = _MAKERS.get(kind[0] if isinstance(kind, list) else kind)
     if make is None:
         raise BadSchema(f"unrecognized type {kind}")
-    return make(schema, text, root)
+    return make(schema, text, root, depth + 1)
 
 
 def _resolve(reference: str, root: Mapping[str, Any]) -> object:
     found: Any = root
-    for part in reference.removeprefix("#/").split("/"):
+    for part in reference.removeprefix("#").split("/")[1:]:
         if not isinstance(found, Mapping) or part not in found:
             raise BadSchema(f"cannot resolve $ref {reference}, {part} not found")
         found = found[part]
     return found
 
 
-def _object(schema: Mapping[str, Any], text: str, root: Mapping[str, Any]) -> object:
-    return {name: instance(part, text, root) for name, part in schema.get("properties", {}).items()}
+def _object(schema: Mapping[str, Any], text: str, root: Mapping[str, Any], depth: int) -> object:
+    parts = schema.get("properties", {})
+    wanted = schema.get("required", ()) if depth > _DEEP else parts
+    return {name: instance(part, text, root, depth) for name, part in parts.items() if name in wanted}
 
 
-def _array(schema: Mapping[str, Any], text: str, root: Mapping[str, Any]) -> object:
-    return [instance(schema.get("items", {"type": "string"}), text, root) for _ in range(schema.get("minItems", 1))]
+def _array(schema: Mapping[str, Any], text: str, root: Mapping[str, Any], depth: int) -> object:
+    first = [instance(part, text, root, depth) for part in schema.get("prefixItems", ())]
+    length = max(len(first), schema.get("minItems", 0 if first or depth > _DEEP else 1))
+    rest = range(len(first), min(length, schema.get("maxItems", length)))
+    return first + [instance(schema.get("items", {"type": "string"}), text, root, depth) for _ in rest]
 
 
-def _string(schema: Mapping[str, Any], text: str, _: Mapping[str, Any]) -> object:
+def _string(schema: Mapping[str, Any], text: str, *_: object) -> object:
+    if schema.get("format") in _FORMATTED:
+        return _FORMATTED[schema["format"]]
     return text[: schema.get("maxLength", len(text))].ljust(schema.get("minLength", 0), "x")
 
 
-def _number(schema: Mapping[str, Any], _: str, __: Mapping[str, Any]) -> object:
-    return schema.get("minimum", min(1, schema.get("maximum", 1)))
+def _number(schema: Mapping[str, Any], *_: object) -> object:
+    most = schema.get("maximum", schema.get("exclusiveMaximum", 3) - 1)
+    least = schema.get("minimum", schema.get("exclusiveMinimum", min(0, most - 1)) + 1)
+    step = schema.get("multipleOf", 1)
+    return -(-least // step) * step
 
 
-_MAKERS: dict[str, Callable[[Mapping[str, Any], str, Mapping[str, Any]], object]] = {
+_DEEP, _MAX_DEPTH = 12, 100
+"""From where on the smallest values are made, because a schema may contain itself, and where none is made any more."""
+_FORMATTED = {
+    "date": "2026-11-22",
+    "date-time": "2026-11-22T15:35:30Z",
+    "time": "15:35:30Z",
+    "duration": "PT1H",
+    "email": "somebody@example.com",
+    "uri": "https://example.com/",
+    "uuid": "3e4666bf-d5e5-4aa7-b8ce-cefe41c7568a",
+    "ipv4": "192.0.2.1",
+}
+_MAKERS: dict[str, Callable[[Mapping[str, Any], str, Mapping[str, Any], int], object]] = {
     "object": _object,
     "array": _array,
     "string": _string,
@@ -132,7 +156,8 @@ def speak(reply: Reply, body: Body, last: str, *, thinks: bool, num_prompt: int,
     """Say the reply as the request wants it said; ``last`` is the message it answers."""
     most = limits.num_predict
     thinking = tokenize(reply.thinking)[:most] if thinks else ()
-    if reply.calls and body.get("tools") and body["messages"][-1].get("role") != "tool":
+    is_free = not body.get("format")  # a format leaves no room for calls
+    if reply.calls and is_free and body.get("tools") and body["messages"][-1].get("role") != "tool":
         return _speak_with_calls(reply, thinking, num_prompt, limits)
     content = _content(reply, body.get("format"), last)
     pieces, stopped = _until_stop(content[: most - len(thinking)], limits.stop)

@@ -153,6 +153,12 @@ def test_answers_in_json(ollama: Client) -> None:
     assert not list(complaints(json.loads(answer["message"]["content"]), CITY, {}))
 
 
+def test_a_format_leaves_no_room_for_calls(ollama: Client) -> None:
+    answer = ollama.chat(content="What is the weather in Paris?", tools=[WEATHER], format=CITY)
+    assert "tool_calls" not in answer["message"]
+    assert not list(complaints(json.loads(answer["message"]["content"]), CITY, {}))
+
+
 def test_calls_a_tool_with_its_last_line(ollama: Client) -> None:
     more = {"content": "What is the weather in Paris?", "tools": [WEATHER]}
     *lines, last = ollama.lines(**more, options={"temperature": 0, "num_predict": 100})
