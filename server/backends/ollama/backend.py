@@ -13,6 +13,8 @@ from typing import Any
 
 import orjson
 
+from server.backends.ollama.answer_events import AnswerEvents
+from server.backends.ollama.answer_form import AnswerForm, answer_form, check_strict_tools
 from server.backends.ollama.answer_stream import Choice, DaemonAway, MergedAnswer, SingleAnswer
 from server.backends.ollama.autostart import DaemonProcess
 from server.backends.ollama.catalogue import Catalogue
@@ -20,18 +22,22 @@ from server.backends.ollama.chat_events import ChatDecoder
 from server.backends.ollama.chat_request import PARAMETERS, chat_body, seed_of_choice
 from server.backends.ollama.config import OllamaConfig
 from server.backends.ollama.daemon import Daemon, DaemonModel
-from server.backends.ollama.daemon_errors import elsewhere
+from server.backends.ollama.daemon_errors import elsewhere, in_terms_of
 from server.backends.ollama.host import daemon_url
 from server.backends.ollama.http_stream import HttpStreamClient
 from server.backends.ollama.images import ImageFetcher, ImageLimits
 from server.core.errors import InvalidRequest, LlmspellError, ModelNotFound
 from server.core.model_spec import BackendName, ModelSpec
 from server.core.ports import EventStream, LoadProgress, ModelCard, PreloadedModel
-from server.core.request import ChatRequest, ImageInput
+from server.core.request import ChatRequest, ImageInput, ReasoningOutput, ToolChoiceMode
 
 _MAX_IMAGES_AT_ONCE = 4
 
 _log = logging.getLogger(__name__)
+
+
+def _always_split(model: str) -> ReasoningOutput:  # noqa: ARG001 - it is the same for all
+    return ReasoningOutput.SPLIT
 
 
 class OllamaBackend:
@@ -41,7 +47,11 @@ class OllamaBackend:
     parameters = PARAMETERS
 
     def __init__(
-        self, config: OllamaConfig, environ: Mapping[str, str], clock: Callable[[], float] = time.monotonic
+        self,
+        config: OllamaConfig,
+        environ: Mapping[str, str],
+        clock: Callable[[], float] = time.monotonic,
+        reasoning: Callable[[str], ReasoningOutput] = _always_split,
     ) -> None:
         """Know the daemon; nothing is sent before ``start`` or the first request.
 
@@ -49,6 +59,7 @@ class OllamaBackend:
             config: the operator's settings.
             environ: the environment that a daemon is started with.
             clock: seconds, for what is cached and for the time to the first token.
+            reasoning: what becomes of the thinking of a model, which is named as the daemon does, with its tag.
 
         Raises:
             ConfigurationError: the URL cannot be that of a daemon.
@@ -56,6 +67,7 @@ class OllamaBackend:
         """
         self._config = config
         self._clock = clock
+        self._reasoning = reasoning
         self.url = daemon_url(config.url)
         self._daemon = Daemon(
             self.url,
@@ -99,21 +111,21 @@ class OllamaBackend:
         """
         arrival = self._clock()
         model = await self._require(request.spec.model)
+        form = await _form(request)
         images = await self._load_images(request)
-        body = chat_body(request, model.name, images, self._config.keep_alive)
+        body = chat_body(request, form, model.name, images, self._config.keep_alive)
         try:
-            return await self._ask(request, model, body, arrival)
+            return await self._ask(request, form, model, body, arrival)
         except DaemonAway as error:
             self._catalogue.report_failure(error.reason)
             raise
         except ModelNotFound:
             self._catalogue.forget(model)
             raise
-        except InvalidRequest as error:
-            # the daemon complains of schemas without saying whose
-            if error.param == "response_format" and request.response_format is None and request.tools:
-                error.param = "tools"
-            raise
+        except LlmspellError as error:
+            if (meant := in_terms_of(request, error)) is error:
+                raise
+            raise meant from error
 
     async def models(self) -> Sequence[ModelCard]:
         """List the daemon's models; none while it is down."""
@@ -211,19 +223,19 @@ class OllamaBackend:
             data = await self._images.load(image.url, image.path)
         return image.path, base64.b64encode(data).decode()
 
-    async def _ask(self, request: ChatRequest, model: DaemonModel, body: dict[str, Any], arrival: float) -> EventStream:
+    async def _ask(
+        self, request: ChatRequest, form: AnswerForm | None, model: DaemonModel, body: dict[str, Any], arrival: float
+    ) -> EventStream:
+        def decoder(index: int) -> ChatDecoder:
+            return ChatDecoder(request, AnswerEvents(request, form, self._reasoning(model.name), index), model.name)
+
         if request.n == 1:
             choice = self._choice(arrival)
-            await choice.open(_dump(body), ChatDecoder(request, 0, model.name), model.name)
+            await choice.open(_dump(body), decoder(0), model.name)
             return SingleAnswer(choice)
         choices = [self._choice(arrival) for _ in range(request.n)]
         openings = [
-            partial(
-                choice.open,
-                _dump(_body_of_choice(body, request, index)),
-                ChatDecoder(request, index, model.name),
-                model.name,
-            )
+            partial(choice.open, _dump(_body_of_choice(body, request, index)), decoder(index), model.name)
             for index, choice in enumerate(choices)
         ]
         answer = MergedAnswer(choices, openings)
@@ -254,6 +266,18 @@ class OllamaBackend:
                 _log.error("Ollama was to load %s at start: %s", name, error)
             else:
                 _log.info("Ollama has loaded %s", name)
+
+
+async def _form(request: ChatRequest) -> AnswerForm | None:
+    is_forced = request.tool_choice.mode is ToolChoiceMode.REQUIRED
+    if request.response_format is None and not is_forced and not any(tool.strict for tool in request.tools):
+        return None
+
+    def find() -> AnswerForm | None:
+        check_strict_tools(request)
+        return answer_form(request)
+
+    return await asyncio.to_thread(find)  # clients' schemas may be large
 
 
 def _body_of_choice(body: Mapping[str, Any], request: ChatRequest, index: int) -> dict[str, Any]:

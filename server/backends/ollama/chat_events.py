@@ -2,30 +2,17 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import orjson
 
-from server.backends.ollama.daemon_errors import error_of_message, garbled, readable
-from server.backends.ollama.forced_call import parse_forced_call
-from server.core.errors import BackendError
-from server.core.events import (
-    ChoiceFinished,
-    Event,
-    Failed,
-    Finished,
-    FinishReason,
-    ReasoningDelta,
-    TextDelta,
-    Timings,
-    TokenLogprob,
-    ToolCallDelta,
-    Usage,
-)
-from server.core.request import ChatRequest, ToolChoiceMode
+from server.backends.ollama.answer_events import AnswerEvents
+from server.backends.ollama.daemon_errors import error_of_message, garbled, in_terms_of, readable
+from server.core.errors import BackendError, InvalidOutput, LlmspellError
+from server.core.events import Event, Failed, Finished, Timings, TokenLogprob, Usage
+from server.core.request import ChatRequest
 
 MAX_LINE_BYTES = 16 * 1024 * 1024
 _NANOSECONDS = 1e-9
@@ -36,15 +23,12 @@ _MAX_SHOWN = 200
 class ChatDecoder:
     """Decodes the answer to one request, which is one choice."""
 
-    def __init__(self, request: ChatRequest, index: int, model: str) -> None:
-        """Take the request, the choice's index, and the model as the daemon knows it."""
-        self._index = index
+    def __init__(self, request: ChatRequest, answer: AnswerEvents, model: str) -> None:
+        """Take the request, what makes the events of its answer, and the model as the daemon knows it."""
         self._model = model
         self._request = request
-        self._is_forced = request.tool_choice.mode is ToolChoiceMode.REQUIRED
+        self._answer = answer
         self._wants_logprobs = request.top_logprobs is not None
-        self._forced_text: list[str] = []
-        self._num_calls = 0
         self._rest = b""
         self.is_over = False
 
@@ -71,67 +55,44 @@ class ChatDecoder:
             entry = orjson.loads(line)
             if "error" in entry:
                 error = error_of_message(readable(entry["error"]), _ERROR_STATUS, self._model)
-                self._fail(error, events)
+                self._fail(in_terms_of(self._request, error), events)
                 return
             self._add(entry, events)
+        except InvalidOutput as error:
+            self._fail(error, events)
         except (ValueError, KeyError, TypeError, AttributeError):
             shown = repr(line[:_MAX_SHOWN].decode("utf-8", "replace"))
             self._fail(garbled(f"a line of its answer is {shown}"), events)
 
     def _add(self, entry: Mapping[str, Any], events: list[Event]) -> None:
         message = entry["message"]
-        if thinking := message.get("thinking"):
-            events.append(ReasoningDelta(self._index, str(thinking)))
-        text = message.get("content")
-        logprobs = self._logprobs(entry) if self._wants_logprobs else ()
-        if self._is_forced:
-            self._forced_text.append(text or "")
-        elif text or logprobs:
-            events.append(TextDelta(self._index, str(text or ""), logprobs))
+        thinking, text = str(message.get("thinking") or ""), str(message.get("content") or "")
+        self._answer.add(thinking, text, self._logprobs(entry) if self._wants_logprobs else (), events)
         for call in message.get("tool_calls") or ():
-            self._add_call(call, events)
+            function = call["function"]
+            arguments = orjson.dumps(function.get("arguments") or {}).decode()
+            self._answer.call(str(function["name"]), arguments, str(call.get("id") or "") or None, events)
         if entry.get("done"):
-            self._finish(entry, events)
+            finished = Finished(self._usage(entry), _timings(entry))
+            self._answer.finish(events, is_cut=entry.get("done_reason") == "length")
+            events.append(finished)
+            self.is_over = True
 
-    def _add_call(self, call: Mapping[str, Any], events: list[Event]) -> None:
-        if self._num_calls and not self._request.parallel_tool_calls:
-            return
-        function = call["function"]
-        arguments = orjson.dumps(function.get("arguments") or {}).decode()
-        call_id = call.get("id") or _new_call_id()
-        events.append(ToolCallDelta(self._index, self._num_calls, str(call_id), str(function["name"]), arguments))
-        self._num_calls += 1
+    def _usage(self, entry: Mapping[str, Any]) -> Usage:
+        """Count tokens; of those spent on thinking the daemon says nothing, so they are counted by its pieces.
 
-    def _finish(self, entry: Mapping[str, Any], events: list[Event]) -> None:
-        is_cut = entry.get("done_reason") == "length"
-        if self._is_forced and not self._add_forced_call(events, is_cut=is_cut):
-            return
-        reason = FinishReason.LENGTH if is_cut else FinishReason.STOP
-        if self._num_calls:
-            reason = FinishReason.TOOL_CALLS
-        events += [ChoiceFinished(self._index, reason), Finished(_usage(entry), _timings(entry))]
-        self.is_over = True
+        Where it constrains an answer after the thinking, it asks the model a second time, and counts that one only.
+        """
+        num_counted = max(0, int(entry.get("eval_count") or 0))
+        num_reasoning = self._answer.num_reasoning
+        return Usage(
+            prompt_tokens=max(0, int(entry.get("prompt_eval_count") or 0)),
+            completion_tokens=max(num_counted, self._answer.num_said) if num_reasoning else num_counted,
+            reasoning_tokens=num_reasoning,
+        )
 
-    def _add_forced_call(self, events: list[Event], *, is_cut: bool) -> bool:
-        """Add the call that the text is; a text that was cut off is none, and no failure."""
-        text = "".join(self._forced_text)
-        call = parse_forced_call(text, self._request)
-        if call is None and is_cut:
-            return True
-        if call is None:
-            shown = repr(text[:_MAX_SHOWN])
-            error = BackendError(
-                f"The model did not make the call that tool_choice asks for, but wrote {shown}; try again."
-            )
-            self._fail(error, events)
-            return False
-        name, arguments = call
-        events.append(ToolCallDelta(self._index, 0, _new_call_id(), name, arguments))
-        self._num_calls = 1
-        return True
-
-    def _fail(self, error: Exception, events: list[Event]) -> None:
-        events.append(Failed(error))  # type: ignore[arg-type]
+    def _fail(self, error: LlmspellError, events: list[Event]) -> None:
+        events.append(Failed(error))
         self.is_over = True
 
     def _logprobs(self, entry: Mapping[str, Any]) -> tuple[TokenLogprob, ...]:
@@ -147,6 +108,7 @@ def merged_usage(usages: Sequence[Usage]) -> Usage:
     return Usage(
         prompt_tokens=max(usage.prompt_tokens for usage in usages),
         completion_tokens=sum(usage.completion_tokens for usage in usages),
+        reasoning_tokens=sum(usage.reasoning_tokens for usage in usages),
     )
 
 
@@ -154,13 +116,6 @@ def _logprob(token: Mapping[str, Any], top: tuple[TokenLogprob, ...] = ()) -> To
     text = str(token["token"])
     given = token.get("bytes")
     return TokenLogprob(text, bytes(given) if isinstance(given, list) else text.encode(), float(token["logprob"]), top)
-
-
-def _usage(entry: Mapping[str, Any]) -> Usage:
-    return Usage(
-        prompt_tokens=max(0, int(entry.get("prompt_eval_count") or 0)),
-        completion_tokens=max(0, int(entry.get("eval_count") or 0)),
-    )
 
 
 def timings_since_arrival(timings: Timings, first_token: float) -> Timings:
@@ -182,7 +137,3 @@ def _timings(entry: Mapping[str, Any]) -> Timings:
         for name in ("load_duration", "prompt_eval_duration", "eval_duration")
     )
     return Timings(load=load, prompt=prompt, first_token=load + prompt, decode=decode)
-
-
-def _new_call_id() -> str:
-    return f"call_{uuid.uuid4().hex[:24]}"

@@ -9,13 +9,11 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from server.backends.ollama.forced_call import forced_call_format, forced_call_instruction
-from server.core.errors import InvalidRequest
+from server.backends.ollama.answer_form import AnswerForm
+from server.core.errors import InvalidRequest, UnsupportedParameter
 from server.core.parameters import ParameterSupport, emulated, listed, mapped, refused
 from server.core.request import (
     ChatRequest,
-    JsonObjectFormat,
-    JsonSchemaFormat,
     Message,
     ReasoningEffort,
     Role,
@@ -39,12 +37,21 @@ PARAMETERS: Mapping[str, ParameterSupport] = {
     "max_tokens": mapped("`options.num_predict`"),
     "max_completion_tokens": mapped("`options.num_predict`"),
     "seed": mapped("`options.seed`, folded into 31 bits"),
-    "stop": mapped("`options.stop`"),
+    "stop": mapped("`options.stop`; the daemon also looks for them in what the model thinks, and in its calls"),
     "logprobs": mapped("`logprobs`"),
     "top_logprobs": mapped("`top_logprobs`"),
-    "tools": mapped("`tools`"),
-    "response_format": mapped("`format`"),
+    "tools": mapped("`tools`; a call of a function that is not among them is an error"),
+    "tools[].function.strict": emulated("arguments that the schema does not allow are an error"),
+    "response_format": emulated(
+        "`format`, and the whole answer is validated: one that is not as demanded ends with an error. With tools, the "
+        "choice between a call and the answer is a schema in `format`, whose JSON is parsed back"
+    ),
+    "guided_choice": emulated("a schema in `format`, whose JSON string is parsed back"),
+    "grammar": refused("the daemon has none"),
+    "guided_regex": refused("the daemon has none"),
     "reasoning_effort": mapped("`think`"),
+    "thinking_budget": refused("the daemon has none"),
+    "chat_template_kwargs": mapped("`enable_thinking` or `thinking`: `think`; all others are refused"),
     "keep_alive": mapped("`keep_alive`"),
     "num_ctx": mapped("`options.num_ctx`; another value than before makes the daemon load the model anew"),
     "messages[].tool_calls": mapped("`messages[].tool_calls`, with arguments as an object"),
@@ -55,7 +62,10 @@ PARAMETERS: Mapping[str, ParameterSupport] = {
     "tool_choice": emulated(
         "none: tools are left out; required and named: a schema in `format`, whose JSON is parsed back into the call"
     ),
-    "parallel_tool_calls": emulated("false: calls after the first are dropped"),
+    "parallel_tool_calls": emulated(
+        "false: calls after the first are dropped; a call that is required, or chosen instead of a response_format, is "
+        "one in any case"
+    ),
     "messages[].name": listed("the daemon has no names of participants"),
     "logit_bias": refused("the daemon has none"),
     "ignore_eos": refused("the daemon has none"),
@@ -69,42 +79,47 @@ _THINK: Mapping[ReasoningEffort, bool | str] = {
     ReasoningEffort.HIGH: "high",
     ReasoningEffort.XHIGH: "max",
 }
+_THINK_OPTIONS = ("enable_thinking", "thinking")
+"""What the chat templates call the switch that the daemon has."""
 _MAX_SEED = 2**31 - 1
 
 Images = Mapping[str, str]
 """Images in base64, by the path of the request field that named them."""
 
 
-def chat_body(request: ChatRequest, model: str, images: Images, keep_alive: str) -> dict[str, Any]:
+def chat_body(
+    request: ChatRequest, form: AnswerForm | None, model: str, images: Images, keep_alive: str
+) -> dict[str, Any]:
     """Build the body for one choice.
 
     Args:
         request: what the client wants.
+        form: what the text of the answer has to be.
         model: the model as the daemon knows it.
         images: the request's images.
         keep_alive: what the operator wants where the client does not say; empty for the daemon's own.
 
     Raises:
-        InvalidRequest: an earlier tool call has arguments that are not a JSON object.
+        InvalidRequest: an earlier tool call has arguments that are not a JSON object, or the client says of thinking
+            what cannot be.
 
     """
-    is_forced = request.tool_choice.mode is ToolChoiceMode.REQUIRED
     body: dict[str, Any] = {
         "model": model,
-        "messages": _messages(request, images, instruction=forced_call_instruction(request) if is_forced else None),
+        "messages": _messages(request, images, instruction=None if form is None else form.instruction),
         "stream": True,
         # the daemon would drop the oldest messages until the rest fits, and say nothing
         "truncate": False,
         # nor is it to drop the beginning while the completion grows: the completion ends with the context
         "shift": False,
-        "options": _options(request),
+        "options": _options(request, form),
     }
-    if request.tools and request.tool_choice.mode is ToolChoiceMode.AUTO:
+    if form is not None:
+        body["format"] = form.format
+    if request.tools and request.tool_choice.mode is ToolChoiceMode.AUTO and request.response_format is None:
         body["tools"] = [_tool(tool) for tool in request.tools]
-    if (wanted := forced_call_format(request) if is_forced else _format(request)) is not None:
-        body["format"] = wanted
-    if request.reasoning_effort is not None:
-        body["think"] = _THINK[request.reasoning_effort]
+    if (think := _think(request)) is not None:
+        body["think"] = think
     if (duration := request.keep_alive if request.keep_alive is not None else keep_alive) != "":
         body["keep_alive"] = duration
     if request.top_logprobs is not None:
@@ -120,11 +135,11 @@ def seed_of_choice(sampling: SamplingParameters, index: int) -> int | None:
     return None if sampling.seed is None else (sampling.seed + index) % _MAX_SEED
 
 
-def _options(request: ChatRequest) -> dict[str, Any]:
+def _options(request: ChatRequest, form: AnswerForm | None) -> dict[str, Any]:
     options = {name: getattr(request.sampling, name) for name in _OPTIONS if name in request.given_sampling}
     if request.max_tokens is not None:
         options["num_predict"] = request.max_tokens
-    if request.stop:
+    if request.stop and (form is None or form.is_streamed):  # they are not for the JSON that stands for something else
         options["stop"] = list(request.stop)
     if request.num_ctx is not None:
         options["num_ctx"] = request.num_ctx
@@ -133,10 +148,32 @@ def _options(request: ChatRequest) -> dict[str, Any]:
     return options
 
 
-def _format(request: ChatRequest) -> object:
-    if isinstance(request.response_format, JsonSchemaFormat):
-        return dict(request.response_format.schema) or "json"
-    return "json" if isinstance(request.response_format, JsonObjectFormat) else None
+def _think(request: ChatRequest) -> bool | str | None:
+    switch: bool | None = None
+    for name, value in request.template_options.items():
+        if value is None:
+            continue
+        path = f"chat_template_kwargs.{name}"
+        if name not in _THINK_OPTIONS:
+            raise UnsupportedParameter(
+                f"Unsupported parameter: '{path}'. Ollama's templates take no variables but "
+                f"{' and '.join(_THINK_OPTIONS)}; leave it out, or use a model of the other backend.",
+                param=path,
+            )
+        if not isinstance(value, bool):
+            raise InvalidRequest(f"Invalid value for '{path}': expected true or false.", param=path)
+        if switch is not None and value is not switch:
+            raise InvalidRequest(f"'{path}' contradicts another value of chat_template_kwargs.", param=path)
+        switch = value
+    if request.reasoning_effort is None:
+        return switch
+    level = _THINK[request.reasoning_effort]
+    if switch is not None and switch is not bool(level):
+        raise InvalidRequest(
+            "'reasoning_effort' and 'chat_template_kwargs' contradict each other on whether to think; leave one out.",
+            param="reasoning_effort",
+        )
+    return level
 
 
 def _tool(tool: Tool) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from server.core.errors import (
     BackendError,
     ContextLengthExceeded,
     InsufficientMemory,
+    InvalidOutput,
     InvalidRequest,
     LlmspellError,
     ModelLoadingFailed,
@@ -23,6 +24,7 @@ from server.core.errors import (
     TimedOut,
     UnsupportedParameter,
 )
+from server.core.request import ChatRequest, ChoiceFormat
 
 RETRY_SECONDS = 2.0
 """When to come back to a daemon that is down or busy."""
@@ -92,6 +94,23 @@ def error_of_message(message: str, status: int, model: str) -> LlmspellError:
     if status == HTTPStatus.BAD_REQUEST:
         return InvalidRequest(f"Ollama refuses the request: {message}")
     return BackendError(f"Ollama failed on the request: {message}")
+
+
+def in_terms_of(request: ChatRequest, error: LlmspellError) -> LlmspellError:
+    """Return the error with the parameter that the client gave, where the daemon's sentence fits several."""
+    match error.param:
+        case "response_format" if request.response_format is None and request.tools:
+            error.param = "tools"
+        case "response_format" if isinstance(request.response_format, ChoiceFormat):
+            error.param = "guided_choice"
+        case "reasoning_effort" if request.reasoning_effort is None and request.template_options:
+            error.param = "chat_template_kwargs"
+        case "max_tokens" if request.max_tokens is None:
+            return InvalidOutput(
+                f"{error.message} No max_tokens was given: a stop string, the end of the context or the model itself "
+                "has cut the call."
+            )
+    return error
 
 
 def message_of(body: bytes) -> str | None:
@@ -172,6 +191,10 @@ _MEANINGS: tuple[tuple[tuple[str, ...], Callable[[str], LlmspellError]], ...] = 
             f"A function call ended too early at Ollama ({message}); raise max_tokens, or leave it out.",
             param="max_tokens",
         ),
+    ),
+    (
+        ("output that does not match the expected",),
+        lambda message: InvalidOutput(f"Ollama cannot read what the model answered: {message}. Try again."),
     ),
     (("does not support chat", "does not support completion"), _invalid("model")),
     (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from server.core.errors import LlmspellError
 from server.core.events import Event, Failed, Finished, ReasoningDelta, Started, TextDelta
 from server.core.model_spec import ModelSpec
 from server.core.ports import EventStream
-from server.core.request import ChatRequest, Message, Role, Tool
+from server.core.request import ChatRequest, Message, ReasoningOutput, Role, Tool
 
 PATIENCE = 60.0
 HELLO = (Message(Role.USER, "Hi"),)
@@ -119,10 +120,15 @@ async def until(daemon: FakeOllama, predicate: Callable[[], object], what: str =
 
 
 @asynccontextmanager
-async def backend_at(url: str, clock: Callable[[], float] | None = None, **config: Any) -> AsyncIterator[OllamaBackend]:  # noqa: ANN401
+async def backend_at(
+    url: str,
+    clock: Callable[[], float] = time.monotonic,
+    reasoning: Callable[[str], ReasoningOutput] = lambda _: ReasoningOutput.SPLIT,
+    **config: Any,  # noqa: ANN401
+) -> AsyncIterator[OllamaBackend]:
     """A backend that is not started, and leaves no task behind."""
     settings = OllamaConfig(**{"url": url, "detection_timeout_seconds": 5.0, **config})
-    backend = OllamaBackend(settings, {}) if clock is None else OllamaBackend(settings, {}, clock)
+    backend = OllamaBackend(settings, {}, clock, reasoning)
     try:
         yield backend
     finally:

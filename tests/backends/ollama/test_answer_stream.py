@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
-from asking import PATIENCE, WEATHER, Clock, answer_of, asked, backend_at, hear, last_line, line, ndjson, until
+from asking import PATIENCE, TIME, WEATHER, Clock, answer_of, asked, backend_at, hear, last_line, line, ndjson, until
 from fakes.ollama import Answer, Call, Cut, FakeOllama, Garbage, Pause, Reply, error_line
 from peer import CHUNKED, END, Caller, chunk, counted, listening
 
@@ -83,16 +83,16 @@ async def test_each_choice_ends_for_its_own_reason(daemon: FakeOllama, backend: 
 
 
 async def test_calls_are_numbered_by_choice(daemon: FakeOllama, backend: OllamaBackend) -> None:
-    daemon.say(Reply(calls=[Call("a"), Call("b")]))
+    daemon.say(Reply(calls=[Call("time"), Call("weather")]))
 
-    heard = await answer_of(backend, asked("demo-tools", tools=(WEATHER,), n=2))
+    heard = await answer_of(backend, asked("demo-tools", tools=(WEATHER, TIME), n=2))
 
     calls = [event for event in heard.events if isinstance(event, ToolCallDelta)]
     assert sorted((call.index, call.call, call.name) for call in calls) == [
-        (0, 0, "a"),
-        (0, 1, "b"),
-        (1, 0, "a"),
-        (1, 1, "b"),
+        (0, 0, "time"),
+        (0, 1, "weather"),
+        (1, 0, "time"),
+        (1, 1, "weather"),
     ]
     assert len({call.id for call in calls}) == 4
 

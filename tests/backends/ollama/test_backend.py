@@ -10,13 +10,14 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import pytest
-from asking import PATIENCE, TIME, WEATHER, answer_of, asked, backend_at, hear, paths_of, until
-from fakes.ollama import Call, Cut, FakeModel, FakeOllama, Pause, Reply, error_line
+from asking import CITY, PATIENCE, TIME, WEATHER, answer_of, asked, backend_at, hear, paths_of, until
+from fakes.ollama import Answer, Call, Cut, FakeModel, FakeOllama, Pause, Reply, error_line
 
 from server.backends.ollama.backend import OllamaBackend
 from server.core.errors import (
     BackendError,
     ContextLengthExceeded,
+    InvalidOutput,
     InvalidRequest,
     ModelNotFound,
     QueueFull,
@@ -27,12 +28,16 @@ from server.core.events import ChoiceFinished, FinishReason, Started, TextDelta,
 from server.core.model_spec import ModelSpec
 from server.core.request import (
     ChatRequest,
+    ChoiceFormat,
     ImageInput,
     JsonSchemaFormat,
     Message,
     ReasoningEffort,
+    ReasoningOutput,
+    RegexFormat,
     Role,
     SamplingParameters,
+    Tool,
     ToolChoice,
     ToolChoiceMode,
 )
@@ -141,6 +146,83 @@ async def test_a_schema_for_the_answer(daemon: FakeOllama, backend: OllamaBacken
     assert json.loads(heard.text) == {"a": 5}
 
 
+DEMANDED = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+
+
+@pytest.mark.parametrize("n", [1, 2])
+@pytest.mark.parametrize("text", ["I would rather not.", '{"a": "b"}', ""])
+async def test_an_answer_that_is_not_as_demanded(daemon: FakeOllama, backend: OllamaBackend, text: str, n: int) -> None:
+    daemon.say(Reply(text=text))
+
+    heard = await answer_of(backend, asked(n=n, response_format=JsonSchemaFormat(DEMANDED)))
+
+    assert type(heard.failure) is InvalidOutput
+    assert text in {heard.text_of(index) for index in range(n)}
+    assert not (n == 1 and any(isinstance(event, ChoiceFinished) for event in heard.events))
+    await until(daemon, lambda: daemon.num_running == 0)
+
+
+async def test_an_answer_that_is_cut_is_not_wrong(daemon: FakeOllama, backend: OllamaBackend) -> None:
+    daemon.say(Reply(text='{"a": 123456}'))
+
+    heard = await answer_of(backend, asked(max_tokens=3, response_format=JsonSchemaFormat(DEMANDED)))
+
+    assert heard.text == '{"a'
+    assert ChoiceFinished(0, FinishReason.LENGTH) in heard.events
+    assert heard.failure is None
+
+
+async def test_one_of_several_texts(daemon: FakeOllama, backend: OllamaBackend) -> None:
+    daemon.say(Reply())
+
+    heard = await answer_of(backend, asked(response_format=ChoiceFormat(("no", "yes"))))
+
+    assert heard.text == "no"
+    assert daemon.chats[0].body["format"] == {"type": "string", "enum": ["no", "yes"]}
+
+
+@pytest.mark.parametrize("tools", [(), (WEATHER,)])
+async def test_tools_do_not_keep_an_answer_from_its_form(
+    daemon: FakeOllama, backend: OllamaBackend, tools: tuple[Tool, ...]
+) -> None:
+    daemon.say(Reply(text='{"answer": {"a": 1}}' if tools else '{"a":1}'))
+
+    heard = await answer_of(backend, asked(tools=tools, response_format=JsonSchemaFormat(DEMANDED)))
+
+    assert heard.text == '{"a":1}'
+    assert heard.failure is None
+
+
+@pytest.mark.parametrize(
+    ("more", "param"),
+    [
+        ({"response_format": JsonSchemaFormat({"type": "odd"})}, "response_format.json_schema.schema"),
+        ({"tools": (replace(WEATHER, parameters={"type": 5}, strict=True),)}, "tools[0].function.parameters"),
+        ({"response_format": RegexFormat("a")}, "guided_regex"),
+        ({"template_options": {"odd": 1}}, "chat_template_kwargs.odd"),
+    ],
+)
+async def test_what_cannot_be_demanded_is_not_asked_for(
+    daemon: FakeOllama, backend: OllamaBackend, more: dict[str, Any], param: str
+) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        await backend.chat(asked("demo-tools", **more))
+
+    assert caught.value.param == param
+    assert daemon.chats == []
+
+
+async def test_what_becomes_of_thinking_is_said_by_model(daemon: FakeOllama) -> None:
+    wanted = {"demo-think:latest": ReasoningOutput.RAW}
+    async with backend_at(daemon.url, reasoning=lambda model: wanted.get(model, ReasoningOutput.SPLIT)) as backend:
+        heard = await answer_of(backend, asked("demo-think"))
+
+    assert heard.reasoning == ""
+    assert heard.text == "<think>Let me think about that.</think>" + "".join(TOKENS)
+    assert heard.finished.usage.reasoning_tokens > 0
+    assert heard.finished.usage.completion_tokens == heard.finished.usage.reasoning_tokens + len(TOKENS) + 1
+
+
 async def test_log_probabilities(backend: OllamaBackend) -> None:
     heard = await answer_of(backend, asked(top_logprobs=2))
 
@@ -158,10 +240,10 @@ async def test_the_operators_keep_alive(daemon: FakeOllama) -> None:
 
 
 async def test_integers_beyond_64_bits(daemon: FakeOllama, backend: OllamaBackend) -> None:
-    schema = {"type": "object", "properties": {"a": {"const": 2**70}}}
-    await answer_of(backend, asked(response_format=JsonSchemaFormat(schema)))
+    parameters = {"type": "object", "properties": {"a": {"const": 2**70}}}
+    await answer_of(backend, asked("demo-tools", tools=(Tool("count", None, parameters),)))
 
-    assert daemon.chats[0].body["format"] == schema
+    assert daemon.chats[0].body["tools"][0]["function"]["parameters"] == parameters
 
 
 async def test_text_that_is_no_unicode(daemon: FakeOllama, backend: OllamaBackend) -> None:
@@ -229,13 +311,30 @@ async def test_what_the_daemon_refuses(
     await until(daemon, lambda: daemon.num_running == 0)
 
 
-async def test_a_schema_that_is_none(daemon: FakeOllama, backend: OllamaBackend) -> None:
-    daemon.say(Reply())
+@pytest.mark.parametrize(
+    ("more", "param"),
+    [
+        ({"response_format": JsonSchemaFormat(CITY)}, "response_format"),
+        ({"response_format": ChoiceFormat(("a",))}, "guided_choice"),
+        ({"tools": (WEATHER,), "tool_choice": ToolChoice(ToolChoiceMode.REQUIRED)}, "tools"),
+    ],
+)
+async def test_a_schema_that_the_daemon_cannot_use(
+    daemon: FakeOllama, backend: OllamaBackend, more: dict[str, Any], param: str
+) -> None:
+    daemon.on(Answer(400, "JSON schema conversion failed:\nJSON schema error at #: odd"), path=CHAT)
 
     with pytest.raises(InvalidRequest) as caught:
-        await answer_of(backend, asked(response_format=JsonSchemaFormat({"type": "odd"})))
+        await answer_of(backend, asked(**more))
 
-    assert caught.value.param == "response_format"
+    assert caught.value.param == param
+
+
+async def test_thinking_that_a_model_cannot(backend: OllamaBackend) -> None:
+    with pytest.raises(UnsupportedParameter) as caught:
+        await answer_of(backend, asked(template_options={"enable_thinking": True}))
+
+    assert caught.value.param == "chat_template_kwargs"
 
 
 async def test_a_full_queue() -> None:

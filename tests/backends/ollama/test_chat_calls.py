@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from asking import TIME, WEATHER, asked, last_line, line
 from decoding import FORCED, TIMINGS, USAGE, call, calls_of, events_of, failure
 
+from server.core.errors import InvalidOutput, InvalidRequest
 from server.core.events import (
     ChoiceFinished,
     Failed,
@@ -18,7 +20,13 @@ from server.core.events import (
     TextDelta,
     ToolCallDelta,
 )
-from server.core.request import ToolChoice, ToolChoiceMode
+from server.core.request import (
+    ChatRequest,
+    ChoiceFormat,
+    JsonSchemaFormat,
+    ToolChoice,
+    ToolChoiceMode,
+)
 
 # --- tool calls ---
 
@@ -69,9 +77,63 @@ def test_calls_without_an_id_get_one_each(missing: str | None) -> None:
 def test_without_parallel_calls_the_first_counts() -> None:
     lines = [line(tool_calls=[call("weather", "a"), call("time", "b")]), line(tool_calls=[call("time", "c")])]
 
-    assert [each.id for each in calls_of(events_of(*lines, last_line(), request=asked(parallel_tool_calls=False)))] == [
-        "a"
-    ]
+    assert [
+        each.id
+        for each in calls_of(
+            events_of(*lines, last_line(), request=asked(tools=(WEATHER, TIME), parallel_tool_calls=False))
+        )
+    ] == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("request_", "name"),
+    [
+        (asked(tools=(WEATHER,)), "time"),
+        (asked(tools=(WEATHER,)), "x" * 100_000),
+        (asked(), "weather"),
+        (asked(tools=(WEATHER,), tool_choice=ToolChoice(ToolChoiceMode.NONE)), "weather"),
+    ],
+)
+def test_a_call_of_what_was_not_offered_fails(request_: ChatRequest, name: str) -> None:
+    events = events_of(line("Wait."), line(tool_calls=[call(name)]), last_line(), request=request_)
+
+    assert [type(event) for event in events] == [TextDelta, Failed]
+    assert type(failure(events)) is InvalidOutput
+    assert len(failure(events).message) < 1000
+
+
+@pytest.mark.parametrize("arguments", [{}, {"city": 5}])
+def test_only_strict_tools_hold_the_model_to_their_schema(arguments: dict[str, Any]) -> None:
+    lines = [line(tool_calls=[call("weather", **arguments)]), last_line()]
+
+    (made,) = calls_of(events_of(*lines, request=asked(tools=(WEATHER, TIME))))
+    assert json.loads(made.arguments) == arguments
+    events = events_of(*lines, request=asked(tools=(TIME, replace(WEATHER, strict=True))))
+    assert [type(event) for event in events] == [Failed]
+    assert type(failure(events)) is InvalidOutput
+    assert "'weather'" in failure(events).message
+
+
+def test_a_strict_call_that_is_right() -> None:
+    lines = [line(tool_calls=[call("weather", city="Ulm")]), last_line()]
+
+    events = events_of(*lines, request=asked(tools=(replace(WEATHER, strict=True),)))
+
+    assert [each.arguments for each in calls_of(events)] == ['{"city":"Ulm"}']
+    assert isinstance(events[-1], Finished)
+
+
+@pytest.mark.parametrize(
+    ("max_tokens", "kind", "param"), [(12, InvalidRequest, "max_tokens"), (None, InvalidOutput, None)]
+)
+def test_a_call_that_is_cut(max_tokens: int | None, kind: type[Exception], param: str | None) -> None:
+    error = 'llama-server returned invalid tool call arguments for "weather": unexpected end of JSON input'
+
+    events = events_of(line("Wait."), {"error": error}, request=asked(tools=(WEATHER,), max_tokens=max_tokens))
+
+    assert isinstance(events[-1], Failed)
+    assert type(events[-1].error) is kind
+    assert events[-1].error.param == param
 
 
 # --- forced calls ---
@@ -90,7 +152,7 @@ def test_a_forced_call_is_read_from_the_text() -> None:
         ReasoningDelta(1, "Hm"),
         made,
         ChoiceFinished(1, FinishReason.TOOL_CALLS),
-        Finished(USAGE, TIMINGS),
+        Finished(replace(USAGE, reasoning_tokens=1), TIMINGS),
     ]
 
 
@@ -104,6 +166,9 @@ def test_a_forced_call_is_read_from_the_text() -> None:
         '{"name":"weather"}',
         '{"name":"other","arguments":{}}',
         '{"name":["weather"],"arguments":{}}',
+        '{"name":"weather","arguments":{"city":5}}',
+        '{"name":"weather","arguments":{}}',
+        '{"answer":"rain"}',
         '["weather"]',
         "null",
         "[" * 100_000,
@@ -114,7 +179,7 @@ def test_a_forced_call_that_is_none_fails(text: str) -> None:
     events = events_of(line(text), last_line(), request=FORCED)
 
     assert [type(event) for event in events] == [Failed]
-    assert "tool_choice" in failure(events).message
+    assert type(failure(events)) is InvalidOutput
     assert len(failure(events).message) < 1000
 
 
@@ -131,3 +196,46 @@ def test_a_forced_call_is_one_of_the_named_function() -> None:
 
     assert isinstance(events_of(line('{"name":"time","arguments":{}}'), last_line(), request=named)[-1], Finished)
     failure(events_of(line('{"name":"weather","arguments":{}}'), last_line(), request=named))
+
+
+# --- a call, or an answer in the form that is demanded ---
+
+CHOSEN = asked(tools=(WEATHER, TIME), response_format=JsonSchemaFormat({"type": "array", "items": {"type": "integer"}}))
+
+
+def test_a_call_in_place_of_an_answer() -> None:
+    text = '{"name":"weather","arguments":{"city":"Ulm"}}'
+
+    (made, finished, _) = events_of(line(text[:9]), line(text[9:]), last_line(), request=CHOSEN)
+
+    assert isinstance(made, ToolCallDelta)
+    assert (made.name, made.arguments) == ("weather", '{"city":"Ulm"}')
+    assert finished == ChoiceFinished(0, FinishReason.TOOL_CALLS)
+
+
+@pytest.mark.parametrize(
+    ("request_", "text", "content"),
+    [
+        (CHOSEN, '{"answer": [1, 2]}', "[1,2]"),
+        (replace(CHOSEN, response_format=ChoiceFormat(("Zürich", "Ulm"))), '{"answer": "Zürich"}', "Zürich"),
+        (replace(CHOSEN, stop=("2",)), '{"answer": [1, 2]}', "[1,"),
+    ],
+)
+def test_an_answer_in_place_of_a_call(request_: ChatRequest, text: str, content: str) -> None:
+    assert events_of(line(text), last_line(), request=request_) == [
+        TextDelta(0, content),
+        ChoiceFinished(0, FinishReason.STOP),
+        Finished(USAGE, TIMINGS),
+    ]
+
+
+@pytest.mark.parametrize("text", ["", "[1]", '{"answer": ["a"]}', '{"answer": [1e999]}', '{"name": "time"}'])
+def test_neither_a_call_nor_an_answer(text: str) -> None:
+    events = events_of(line(text), last_line(), request=CHOSEN)
+
+    assert [type(event) for event in events] == [Failed]
+    assert type(failure(events)) is InvalidOutput
+    assert [type(event) for event in events_of(line(text), last_line("length"), request=CHOSEN)] == [
+        ChoiceFinished,
+        Finished,
+    ]

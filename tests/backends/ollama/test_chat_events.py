@@ -10,13 +10,12 @@ from typing import Any
 
 import pytest
 from asking import asked, last_line, line, ndjson
-from decoding import FORCED, TIMINGS, USAGE, call, decoded, events_of, failure
+from decoding import FORCED, TIMINGS, USAGE, call, decoded, decoder_for, events_of, failure
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from server.backends.ollama.chat_events import (
     MAX_LINE_BYTES,
-    ChatDecoder,
     merged_timings,
     merged_usage,
     timings_since_arrival,
@@ -155,7 +154,7 @@ def test_byte_by_byte() -> None:
 
 
 def test_lines_in_one_piece_are_events_of_one_piece() -> None:
-    decoder = ChatDecoder(asked(), 0, "demo")
+    decoder = decoder_for()
 
     assert len(decoder.feed(ndjson(*[line("a")] * 1000) + b'{"mess')) == 1000
 
@@ -263,7 +262,7 @@ def test_no_bytes_raise(data: bytes) -> None:
 
 
 def test_a_line_without_end_is_given_up() -> None:
-    decoder = ChatDecoder(asked(), 0, "demo")
+    decoder = decoder_for()
     piece = b"x" * (1024 * 1024)
     events: list[Event] = []
     for _ in range(MAX_LINE_BYTES // len(piece) + 1):

@@ -11,13 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server.api.schemas import ChatCompletionBody
-from server.api.unsupported import HERE, MESSAGE_PARAMETERS
+from server.api.unsupported import HERE, MESSAGE_PARAMETERS, TOOL_PARAMETERS
+from server.backends.ollama.answer_form import answer_form
 from server.backends.ollama.chat_request import PARAMETERS, chat_body, seed_of_choice
-from server.backends.ollama.forced_call import forced_call_instruction
-from server.core.errors import InvalidRequest
+from server.backends.ollama.forced_call import forced_call_format, forced_call_instruction
+from server.core.errors import InvalidRequest, UnsupportedParameter
 from server.core.parameters import Treatment
 from server.core.request import (
     ChatRequest,
+    ChoiceFormat,
     ImageInput,
     JsonObjectFormat,
     JsonSchemaFormat,
@@ -37,7 +39,7 @@ TOOLS = [
 
 
 def body_of(request: ChatRequest, keep_alive: str = "", **images: str) -> dict[str, Any]:
-    return chat_body(request, "demo:latest", images, keep_alive)
+    return chat_body(request, answer_form(request), "demo:latest", images, keep_alive)
 
 
 def messages_of(*messages: Message, **more: Any) -> list[dict[str, Any]]:  # noqa: ANN401 - fields of a request
@@ -104,6 +106,18 @@ def test_other_options(more: dict[str, Any], options: dict[str, Any]) -> None:
         ({"reasoning_effort": ReasoningEffort.MEDIUM}, {"think": "medium"}),
         ({"reasoning_effort": ReasoningEffort.HIGH}, {"think": "high"}),
         ({"reasoning_effort": ReasoningEffort.XHIGH}, {"think": "max"}),
+        ({"template_options": {"enable_thinking": True}}, {"think": True}),
+        ({"template_options": {"thinking": False, "enable_thinking": None}}, {"think": False}),
+        ({"template_options": {"thinking": False, "enable_thinking": False}}, {"think": False}),
+        (
+            {"template_options": {"enable_thinking": True}, "reasoning_effort": ReasoningEffort.HIGH},
+            {"think": "high"},
+        ),
+        (
+            {"template_options": {"enable_thinking": False}, "reasoning_effort": ReasoningEffort.NONE},
+            {"think": False},
+        ),
+        ({"response_format": ChoiceFormat(("a", "b"))}, {"format": {"type": "string", "enum": ["a", "b"]}}),
         ({"keep_alive": "5m"}, {"keep_alive": "5m"}),
         ({"keep_alive": 0}, {"keep_alive": 0}),
         ({"keep_alive": -1.5}, {"keep_alive": -1.5}),
@@ -115,6 +129,58 @@ def test_other_options(more: dict[str, Any], options: dict[str, Any]) -> None:
 )
 def test_fields(more: dict[str, Any], fields: dict[str, Any]) -> None:
     assert body_of(asked(**more)) == body_of(asked()) | fields
+
+
+@pytest.mark.parametrize(
+    ("options", "effort", "kind", "param"),
+    [
+        ({"strftime_now": "x"}, None, UnsupportedParameter, "chat_template_kwargs.strftime_now"),
+        ({"enable_thinking": "yes"}, None, InvalidRequest, "chat_template_kwargs.enable_thinking"),
+        ({"thinking": 1}, None, InvalidRequest, "chat_template_kwargs.thinking"),
+        ({"enable_thinking": True, "thinking": False}, None, InvalidRequest, "chat_template_kwargs.thinking"),
+        ({"enable_thinking": True}, ReasoningEffort.NONE, InvalidRequest, "reasoning_effort"),
+        ({"enable_thinking": False}, ReasoningEffort.LOW, InvalidRequest, "reasoning_effort"),
+    ],
+)
+def test_variables_of_templates_that_cannot_be(
+    options: dict[str, object], effort: ReasoningEffort | None, kind: type[Exception], param: str
+) -> None:
+    with pytest.raises(kind) as caught:
+        body_of(asked(template_options=options, reasoning_effort=effort))
+
+    assert type(caught.value) is kind
+    assert getattr(caught.value, "param", None) == param
+
+
+def test_stop_strings_do_not_cut_json_that_stands_for_something_else() -> None:
+    stopped = asked(stop=("}",), tools=(WEATHER,))
+
+    for request in (
+        replace(stopped, tool_choice=ToolChoice(ToolChoiceMode.REQUIRED)),
+        replace(stopped, response_format=JsonObjectFormat()),
+        replace(stopped, tools=(), response_format=ChoiceFormat(("a}", "b"))),
+    ):
+        assert body_of(request)["options"] == {}
+    for request in (stopped, replace(stopped, tools=(), response_format=JsonObjectFormat())):
+        assert body_of(request)["options"] == {"stop": ["}"]}
+
+
+def test_tools_and_a_form_of_the_answer_are_one_format() -> None:
+    request = asked(tools=(WEATHER,), response_format=JsonSchemaFormat(CITY))
+
+    body = body_of(request)
+
+    assert "tools" not in body
+    assert body["format"] == forced_call_format((WEATHER,), CITY)
+    assert body["messages"][0] == {"role": "system", "content": forced_call_instruction((WEATHER,), CITY)}
+
+
+@pytest.mark.parametrize("mode", [ToolChoiceMode.REQUIRED, ToolChoiceMode.NONE])
+def test_where_there_is_no_choice_the_form_is_the_answers_or_the_calls(mode: ToolChoiceMode) -> None:
+    request = asked(tools=(WEATHER,), tool_choice=ToolChoice(mode), response_format=JsonObjectFormat())
+
+    wanted = forced_call_format((WEATHER,)) if mode is ToolChoiceMode.REQUIRED else "json"
+    assert body_of(request)["format"] == wanted
 
 
 def test_the_operators_keep_alive_holds_where_the_client_says_none() -> None:
@@ -245,7 +311,7 @@ def test_a_named_call_is_a_format_of_one() -> None:
 
 def test_the_instruction_becomes_a_system_message() -> None:
     assert body_of(FORCED)["messages"] == [
-        {"role": "system", "content": forced_call_instruction(FORCED)},
+        {"role": "system", "content": forced_call_instruction(FORCED.tools)},
         {"role": "user", "content": "Hi"},
     ]
 
@@ -255,7 +321,7 @@ def test_the_instruction_joins_the_system_message(role: Role) -> None:
     request = replace(FORCED, messages=(Message(role, "Be brief."), *HELLO))
 
     assert body_of(request)["messages"] == [
-        {"role": "system", "content": f"Be brief.\n\n{forced_call_instruction(FORCED)}"},
+        {"role": "system", "content": f"Be brief.\n\n{forced_call_instruction(FORCED.tools)}"},
         {"role": "user", "content": "Hi"},
     ]
 
@@ -264,9 +330,13 @@ def test_the_instruction_joins_the_system_message(role: Role) -> None:
 
 
 def test_every_parameter_has_a_treatment() -> None:
-    assert set(PARAMETERS) | set(HERE) == {*ChatCompletionBody.model_fields, *MESSAGE_PARAMETERS}
+    assert set(PARAMETERS) | set(HERE) == {
+        *ChatCompletionBody.model_fields,
+        *MESSAGE_PARAMETERS,
+        *TOOL_PARAMETERS,
+    }
 
 
-@pytest.mark.parametrize("name", ["logit_bias", "ignore_eos"])
+@pytest.mark.parametrize("name", ["logit_bias", "ignore_eos", "grammar", "guided_regex", "thinking_budget"])
 def test_what_the_daemon_lacks_is_refused(name: str) -> None:
     assert PARAMETERS[name].treatment is Treatment.REFUSED
