@@ -132,6 +132,16 @@ class AnswerFormat(Protocol):
         ...
 
     @property
+    def families(self) -> tuple[str, ...]:
+        """The families of models that answer so, for the documentation."""
+        ...
+
+    @property
+    def example(self) -> str:
+        """One call as the model writes it, for the documentation."""
+        ...
+
+    @property
     def markers(self) -> frozenset[str]:
         """Texts that the parser has to see even where the model writes them as control tokens."""
         ...

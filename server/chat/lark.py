@@ -67,11 +67,15 @@ class LarkGrammar:
         return "ANY_TEXT"
 
     def through(self, marker: str) -> str:
-        """Return an expression for any text up to a marker, and for the marker."""
-        if marker in self._ids:
-            return f"{self.any_text()} <[{self._ids[marker]}]>"
-        self.any_text()
-        return self.rule(f"ANY_TEXT {quoted(marker)}", is_lazy=True)
+        """Return an expression for any text up to a marker, and for the marker; parts of it may be control tokens."""
+        control = self._marker.search(marker) if self._ids else None
+        if control is None:
+            self.any_text()
+            return self.rule(f"ANY_TEXT {quoted(marker)}", is_lazy=True)
+        before = marker[: control.start()]
+        # text ends where a control token begins: what is plain of the marker before that is the end of the text
+        text = self.terminal(f"/(.|\\n)*/ {quoted(before)}") if before else self.any_text()
+        return f"{text} {self.literal(marker[control.start() :])}"
 
     def json(self, schema: Mapping[str, object]) -> str:
         """Return an expression for the JSON values that a schema describes, on one line."""
@@ -89,7 +93,7 @@ class LarkGrammar:
             case JsonSchemaFormat(schema):
                 return self.rule(f"%json {_dumped({**schema, 'x-guidance': _BOUNDED_SPACE})}")
             case RegexFormat(pattern):
-                return self._terminal(f"/{_in_slashes(pattern)}/")
+                return self.terminal(f"/{_in_slashes(pattern)}/")
             case ChoiceFormat(choices):
                 return self.rule(" | ".join(quoted(each) for each in choices))
             case LarkFormat(grammar):
@@ -106,7 +110,8 @@ class LarkGrammar:
             return text
         return json.dumps({"grammars": [{"name": "answer", "lark_grammar": text}, *self._side]})
 
-    def _terminal(self, expression: str) -> str:
+    def terminal(self, expression: str) -> str:
+        """Give a regular expression, or texts and regular expressions in a row, a name."""
         name = self._names.setdefault(expression, f"T{len(self._names)}")
         rule = f"{name}: {expression}"
         if rule not in self._rules:

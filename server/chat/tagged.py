@@ -14,10 +14,22 @@ from server.chat.scanner import Malformed, Reading, Scanner
 
 @dataclass(frozen=True, slots=True)
 class ThinkingTags:
-    """What stands before and after a model's thinking."""
+    """What stands before and after a model's thinking.
+
+    Attributes:
+        opening: the text before it.
+        closing: the text behind it; alone at the beginning of an answer it says that there was no thinking.
+        markers: the control tokens that the two are made of, where they are not such tokens as a whole.
+        is_repeated: whether the model may think again later; content then never has these texts in it.
+        unsaid: other texts around what is said that are not said to anybody.
+
+    """
 
     opening: str
     closing: str
+    markers: frozenset[str] = frozenset()
+    is_repeated: bool = False
+    unsaid: tuple[str, ...] = ()
 
 
 class CallSyntax(Protocol):
@@ -26,6 +38,16 @@ class CallSyntax(Protocol):
     @property
     def name(self) -> str:
         """What the documentation calls it."""
+        ...
+
+    @property
+    def families(self) -> tuple[str, ...]:
+        """The families of models that write so, for the documentation."""
+        ...
+
+    @property
+    def example(self) -> str:
+        """One call, for the documentation."""
         ...
 
     @property
@@ -68,10 +90,22 @@ class TaggedFormat:
         return self._calls.name
 
     @property
+    def families(self) -> tuple[str, ...]:
+        """The families of models that call so."""
+        return self._calls.families
+
+    @property
+    def example(self) -> str:
+        """One call."""
+        return self._calls.example
+
+    @property
     def markers(self) -> frozenset[str]:
         """Texts that the parser has to see even where the model writes them as control tokens."""
-        tags = () if self._thinking is None else (self._thinking.opening, self._thinking.closing)
-        return self._calls.markers.union(tags)
+        if self._thinking is None:
+            return self._calls.markers
+        tags = self._thinking.markers or {self._thinking.opening, self._thinking.closing}
+        return self._calls.markers.union(tags, self._thinking.unsaid)
 
     @property
     def thinking_end(self) -> str | None:
@@ -98,7 +132,8 @@ class TaggedFormat:
         if plan.is_free:
             return None
         grammar = LarkGrammar(self.markers, control_token)
-        return grammar.build(sequence([self._thought(grammar, plan), self._answer(grammar, plan)]))
+        before = self._thought(grammar, plan) or ("/[ \\n]{0,2}/" if plan.must_call else "")
+        return grammar.build(sequence([before, self._answer(grammar, plan)]))
 
     def _thought(self, grammar: LarkGrammar, plan: AnswerPlan) -> str:
         if self._thinking is None or plan.reasoning is ReasoningStart.NEVER:
@@ -106,7 +141,7 @@ class TaggedFormat:
         through = sequence([grammar.through(self._thinking.closing), "/\\n{0,2}/"])
         if plan.reasoning is ReasoningStart.OPEN:
             return through
-        return f"({grammar.literal(self._thinking.opening)} {through})?"
+        return f"({grammar.literal(self._thinking.opening)} {through} | {grammar.literal(self._thinking.closing)})?"
 
     def _answer(self, grammar: LarkGrammar, plan: AnswerPlan) -> str:
         if not plan.tools:
@@ -122,25 +157,42 @@ class TaggedFormat:
         return f"({later})* {grammar.any_text()}" if plan.is_parallel else f"({later} | {grammar.any_text()})"
 
     def _read(self, scanner: Scanner, writer: AnswerWriter, plan: AnswerPlan) -> Reading[None]:
-        yield from self._read_thinking(scanner, writer, plan)
-        markers = (self._calls.trigger,) if plan.tools else ()
-        while (yield from scanner.until(markers, writer.content)) is not None:
-            yield from read_calls(scanner, writer, self._calls, plan)
+        yield from self._read_thinking_first(scanner, writer, plan)
+        calls = (self._calls.trigger,) if plan.tools else ()
+        thinking, unsaid = "", frozenset[str]()
+        if self._thinking is not None:
+            thinking = self._thinking.opening if self._thinking.is_repeated else ""
+            unsaid = frozenset(self._thinking.unsaid).union([self._thinking.closing] if thinking else [])
+        markers = (*calls, *sorted(unsaid), *([thinking] if thinking else []))
+        while (marker := (yield from scanner.until(markers, writer.content))) is not None:
+            if marker in calls:
+                yield from read_calls(scanner, writer, self._calls, plan)
+            elif plan.is_reasoning_raw:
+                writer.content(marker, scanner.offset - len(marker))
+            elif marker == thinking:
+                yield from self._read_thinking(scanner, writer, plan)
 
-    def _read_thinking(self, scanner: Scanner, writer: AnswerWriter, plan: AnswerPlan) -> Reading[None]:
+    def _read_thinking_first(self, scanner: Scanner, writer: AnswerWriter, plan: AnswerPlan) -> Reading[None]:
         if self._thinking is None or plan.reasoning is ReasoningStart.NEVER:
             return
-        emit = writer.content if plan.is_reasoning_raw else writer.reasoning
         if plan.reasoning is ReasoningStart.POSSIBLE:
             scanner.mark()
             yield from scanner.skip_space()
             opens = yield from scanner.take(self._thinking.opening)
+            closes = not opens and (yield from scanner.take(self._thinking.closing))
             before = scanner.lift()
-            if not opens or plan.is_reasoning_raw:
+            if plan.is_reasoning_raw or not (opens or closes):
                 writer.content(*before)
             if not opens:
                 return
+        yield from self._read_thinking(scanner, writer, plan)
+
+    def _read_thinking(self, scanner: Scanner, writer: AnswerWriter, plan: AnswerPlan) -> Reading[None]:
+        """Read thinking that has been opened."""
+        if self._thinking is None:
+            return
         writer.begin_reasoning(is_apart=not plan.is_reasoning_raw)
+        emit = writer.content if plan.is_reasoning_raw else writer.reasoning
         closing = yield from scanner.until((self._thinking.closing,), emit)
         if closing is not None and plan.is_reasoning_raw:
             writer.content(closing, scanner.offset - len(closing))
