@@ -13,15 +13,16 @@ from typing import Any
 
 from server.chat.answer_writer import AnswerWriter
 from server.chat.lark import LarkGrammar, sequence
+from server.chat.loose_json import as_json
 from server.chat.scanner import Reading, Scanner
 from server.core.errors import InvalidRequest
 from server.core.request import Tool
 
 Schema = Mapping[str, Any]
 
-_DEFINITIONS = ("$defs", "definitions")
+DEFINITIONS = ("$defs", "definitions")
 _STRING_CONSTRAINTS = frozenset({"minLength", "maxLength", "pattern", "format", "not", "if", "allOf", "anyOf", "oneOf"})
-_ANNOTATIONS = frozenset(
+ANNOTATIONS = frozenset(
     {
         "title",
         "description",
@@ -32,10 +33,10 @@ _ANNOTATIONS = frozenset(
         "$schema",
         "$id",
         "$comment",
-        *_DEFINITIONS,
+        *DEFINITIONS,
     }
 )
-_OF_PLAIN_OBJECTS = _ANNOTATIONS | {"type", "properties", "required", "additionalProperties"}
+OF_PLAIN_OBJECTS = ANNOTATIONS | {"type", "properties", "required", "additionalProperties"}
 _ALL_TYPES = frozenset({"string", "number", "integer", "boolean", "object", "array", "null"})
 _TYPES_OF: Mapping[type, frozenset[str]] = {
     type(None): frozenset({"null"}),
@@ -44,7 +45,10 @@ _TYPES_OF: Mapping[type, frozenset[str]] = {
     str: frozenset({"string"}),
     list: frozenset({"array"}),
 }
+_SCALARS = _ALL_TYPES - {"object", "array"}
+_UNIONS = ("anyOf", "oneOf")
 _LONGEST_CHAIN = 32
+_MOST_NESTED_UNIONS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,14 +66,14 @@ class Parameters:
             InvalidRequest: it says more than which parameters there are and what each may be.
 
         """
-        root = _resolved(tool.parameters, tool.parameters)
-        if extra := sorted(set(root) - _OF_PLAIN_OBJECTS):
+        root = resolved(tool.parameters, tool.parameters)
+        if extra := sorted(set(root) - OF_PLAIN_OBJECTS):
             raise InvalidRequest(
                 f"The parameters of the function {tool.name!r} use the keyword {extra[0]!r} at the top of their "
                 "schema, which cannot be enforced in the way this model writes calls; move it into a property.",
                 param="tools",
             )
-        definitions = {key: tool.parameters[key] for key in _DEFINITIONS if key in tool.parameters}
+        definitions = {key: tool.parameters[key] for key in DEFINITIONS if key in tool.parameters}
         required = frozenset(root.get("required") or ())
         properties: dict[str, Schema] = dict(root.get("properties") or {})
         properties |= {name: {} for name in sorted(required - properties.keys())}
@@ -80,7 +84,7 @@ def parameters_expression(
     grammar: LarkGrammar,
     tool: Tool,
     *,
-    opening: Callable[[str], str],
+    opening: Callable[[str, Schema], str],
     closing: str,
     text_closing: str = "",
     between: str = "",
@@ -90,7 +94,7 @@ def parameters_expression(
     Args:
         grammar: where rules are added.
         tool: the function.
-        opening: gives the text before the value of a parameter by its name.
+        opening: gives the text before the value of a parameter by its name and schema.
         closing: the text behind a value.
         text_closing: the text that ends a value which is plain text, where the parser takes a shorter one for its end;
             it occurs in no value.
@@ -100,40 +104,77 @@ def parameters_expression(
         InvalidRequest: the schema cannot be enforced this way.
 
     """
+
+    def expression(name: str, schema: Schema) -> str:
+        value = value_expression(grammar, schema, closing, text_closing or closing)
+        return sequence([grammar.literal(opening(name, schema)), value, grammar.literal(between)])
+
+    return expression_of_each(grammar, tool, expression)
+
+
+def expression_of_each(grammar: LarkGrammar, tool: Tool, expression: Callable[[str, Schema], str]) -> str:
+    """Return an expression for a function's parameters, given one for each by its name and schema.
+
+    Raises:
+        InvalidRequest: the schema cannot be enforced this way.
+
+    """
     parameters = Parameters.of(tool)
     expressions = []
     for name, schema in parameters.schemas.items():
-        value = _value_expression(grammar, schema, closing, text_closing or closing)
-        parameter = grammar.rule(sequence([grammar.literal(opening(name)), value, grammar.literal(between)]))
+        parameter = grammar.rule(expression(name, schema))
         expressions.append(parameter if name in parameters.required else f"{parameter}?")
     return sequence(expressions)
 
 
-def _value_expression(grammar: LarkGrammar, schema: Schema, closing: str, text_closing: str) -> str:
-    if (texts := _texts(schema)) is not None:
+def value_expression(grammar: LarkGrammar, schema: Schema, closing: str, text_closing: str = "") -> str:
+    """Return an expression for a value and the text behind it, as ``TypedArguments.read`` reads it."""
+    if (texts := listed_texts(schema)) is not None:
         return sequence([grammar.choice(texts), grammar.literal(closing)])
-    if is_plain_text(schema):
-        return grammar.through(text_closing)
+    if is_plain_text(schema) or takes_any_text(schema):
+        return grammar.through(text_closing or closing)
     return sequence([grammar.json(schema), grammar.literal(closing)])
 
 
 def is_plain_text(schema: Schema) -> bool:
     """Whether a value is a text that stands for itself."""
-    resolved = _resolved(schema, schema)
-    return _texts(schema) is not None or (
-        resolved.get("type") == "string" and not _STRING_CONSTRAINTS & resolved.keys() and "const" not in resolved
+    whole = resolved(schema, schema)
+    return listed_texts(schema) is not None or (
+        whole.get("type") == "string" and not _STRING_CONSTRAINTS & whole.keys() and "const" not in whole
     )
 
 
-def _texts(schema: Schema) -> Sequence[str] | None:
+def listed_texts(schema: Schema) -> Sequence[str] | None:
     """Return the texts that are allowed if the schema lists them, and nothing else."""
-    resolved = _resolved(schema, schema)
-    if set(resolved) - _ANNOTATIONS - {"type", "enum", "const"} or resolved.get("type", "string") != "string":
+    whole = resolved(schema, schema)
+    if set(whole) - ANNOTATIONS - {"type", "enum", "const"} or whole.get("type", "string") != "string":
         return None
-    values = [resolved["const"]] if "const" in resolved else resolved.get("enum")
+    values = [whole["const"]] if "const" in whole else whole.get("enum")
     if not isinstance(values, list) or not values or not all(isinstance(value, str) for value in values):
         return None
     return [str(value) for value in values]
+
+
+def takes_any_text(schema: Schema) -> bool:
+    """Whether every text is a value, though some mean something else: text or ``null``, or a number, none limited."""
+    kinds = _unlimited_kinds(schema, schema)
+    return kinds is not None and "string" in kinds
+
+
+def _unlimited_kinds(schema: Schema, root: Schema, depth: int = 0) -> frozenset[str] | None:
+    """Return the types that a schema allows if it says nothing but that, and all are words, numbers or text."""
+    whole = resolved(schema, root)
+    said = set(whole) - ANNOTATIONS
+    if said == {"type"}:
+        kinds = _types(whole, root)
+        return kinds if kinds <= _SCALARS else None
+    branches = next((whole[keyword] for keyword in _UNIONS if said == {keyword}), None)
+    if not isinstance(branches, list) or depth > _MOST_NESTED_UNIONS:
+        return None
+    found = [_unlimited_kinds(_as_schema(each), root, depth + 1) for each in branches]
+    kinds = frozenset().union(*(each or () for each in found))
+    is_ambiguous = sum(len(each or ()) for each in found) > len(kinds) or {"integer", "number"} <= kinds
+    return None if None in found or (is_ambiguous and "oneOf" in said) else kinds
 
 
 class TypedArguments:
@@ -144,16 +185,19 @@ class TypedArguments:
         self._writer = writer
         self._num_written = 0
         tool = next((tool for tool in tools if tool.name == name), None)
-        root = {} if tool is None else _resolved(tool.parameters, tool.parameters)
-        definitions = {key: tool.parameters[key] for key in _DEFINITIONS if tool and key in tool.parameters}
+        root = {} if tool is None else resolved(tool.parameters, tool.parameters)
+        definitions = {key: tool.parameters[key] for key in DEFINITIONS if tool and key in tool.parameters}
         properties = root.get("properties") or {}
         self._schemas = {key: {**_as_schema(each), **definitions} for key, each in properties.items()}
 
-    def read(self, scanner: Scanner, name: str, closing: Sequence[str]) -> Reading[str | None]:
-        """Read the value of a parameter up to one of some texts, which is returned; ``None`` if none comes."""
-        schema = self._schemas.get(name)
-        self._writer.arguments(("{" if self._num_written == 0 else ", ") + json.dumps(name, ensure_ascii=False) + ": ")
-        self._num_written += 1
+    def read(
+        self, scanner: Scanner, name: str, closing: Sequence[str], *, is_text: bool | None = None
+    ) -> Reading[str | None]:
+        """Read the value of a parameter up to one of some texts, which is returned; ``None`` if none comes.
+
+        ``is_text`` is what the model says of the value, which decides where the schema leaves it open.
+        """
+        schema = self.begin(name)
         if schema is not None and is_plain_text(schema):
             self._writer.arguments('"')
             marker = yield from scanner.until(closing, lambda text, _: self._writer.arguments(_escaped(text)))
@@ -162,34 +206,58 @@ class TypedArguments:
             return marker
         text, marker = yield from scanner.collect(closing)
         if marker is not None:
-            self._writer.arguments(json.dumps(_value(text, schema), ensure_ascii=False))
+            self._writer.arguments(json_value(text, schema, is_text=is_text))
         return marker
+
+    def begin(self, name: str) -> Schema | None:
+        """Write the name of a parameter, whose value is to follow, and return the schema of that if it is known."""
+        self._writer.arguments(("{" if self._num_written == 0 else ", ") + json.dumps(name, ensure_ascii=False) + ": ")
+        self._num_written += 1
+        return self._schemas.get(name)
 
     def end(self) -> None:
         """Close the object."""
         self._writer.arguments("}" if self._num_written else "{}")
 
 
-def _value(text: str, schema: Schema | None) -> object:
-    """Return what a text means as a value of a parameter."""
+def json_value(text: str, schema: Schema | None, *, is_text: bool | None = None) -> str:
+    """Return what a text means as a value of a parameter, as JSON."""
     types = _ALL_TYPES if schema is None else _types(schema, schema)
-    try:
-        value: object = json.loads(text.strip())
-    except (ValueError, RecursionError):
-        return text
-    return value if _type_of(value) & types or "string" not in types else text
+    if is_text is not True or "string" not in types:
+        for read in (_as_json, as_json):
+            try:
+                found, value = read(text.strip())
+            except (ValueError, RecursionError):
+                continue
+            if _type_of(value) & types or "string" not in types:
+                return found
+    return json.dumps(text, ensure_ascii=False)
 
 
-def _types(schema: Schema, root: Schema) -> frozenset[str]:
+def _as_json(text: str) -> tuple[str, object]:
+    """Return JSON as it is, with its value as far as its type shows.
+
+    Raises:
+        ValueError: it is not JSON.
+
+    """
+    return text, json.loads(text, parse_int=lambda _: 0, parse_constant=_refuse_constant)
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _types(schema: Schema, root: Schema, depth: int = 0) -> frozenset[str]:
     """Return the types that a schema allows, as far as it tells at its top."""
-    resolved = _resolved(schema, root)
-    for keyword in ("anyOf", "oneOf"):
-        if isinstance(resolved.get(keyword), list):
-            return frozenset().union(*(_types(_as_schema(each), root) for each in resolved[keyword]))
-    listed = [resolved["const"]] if "const" in resolved else resolved.get("enum")
+    whole = resolved(schema, root)
+    branches = next((whole[keyword] for keyword in _UNIONS if isinstance(whole.get(keyword), list)), None)
+    if branches is not None and depth <= _MOST_NESTED_UNIONS:
+        return frozenset().union(*(_types(_as_schema(each), root, depth + 1) for each in branches))
+    listed = [whole["const"]] if "const" in whole else whole.get("enum")
     if isinstance(listed, list):
         return frozenset().union(*map(_type_of, listed))
-    kind = resolved.get("type")
+    kind = whole.get("type")
     if isinstance(kind, str):
         return frozenset({kind})
     return frozenset(kind) if isinstance(kind, list) else _ALL_TYPES
@@ -209,7 +277,7 @@ def _as_schema(value: object) -> Schema:
     return value if isinstance(value, Mapping) else {}
 
 
-def _resolved(schema: Schema, root: Schema) -> Schema:
+def resolved(schema: Schema, root: Schema) -> Schema:
     """Follow references within the schema; what is beside one stays."""
     for _ in range(_LONGEST_CHAIN):
         reference = schema.get("$ref")

@@ -19,6 +19,8 @@ class HermesCalls:
     """One JSON object between tags for each call."""
 
     name = "Hermes"
+    families = ("Hermes 2 and 3", "Qwen 2.5", "Qwen 3", "QwQ", "SmolLM3", "Bielik", "MiMo", "Reka", "any other")
+    example = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Paris"}}\n</tool_call>'
     trigger = "<tool_call>"
     markers = frozenset({"<tool_call>", _END})
 
