@@ -10,11 +10,22 @@ from starlette.responses import Response
 
 
 def dump_json(content: object) -> bytes:
-    """Serialize to JSON; text that is not valid Unicode (a file name, say) is escaped rather than refused."""
+    """Serialize to JSON that is one line, whoever reads it.
+
+    Text that is not valid Unicode (a file name, say) is escaped rather than refused, and so are the line ends of
+    Unicode: only CR and LF end a line of an event stream, but httpx's ``iter_lines`` and that of requests split decoded
+    text with ``str.splitlines``, and would cut an event where a model says one.
+    """
     try:
-        return orjson.dumps(content)
+        data = orjson.dumps(content)
     except TypeError:
         return json.dumps(content).encode()
+    if data.isascii():
+        return data
+    # U+0085, U+2028 and U+2029; the other ones are control characters, which JSON escapes anyway
+    return (
+        data.replace(b"\xc2\x85", rb"\u0085").replace(b"\xe2\x80\xa8", rb"\u2028").replace(b"\xe2\x80\xa9", rb"\u2029")
+    )
 
 
 class JsonResponse(Response):

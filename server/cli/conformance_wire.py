@@ -67,7 +67,11 @@ class Streamed:
         return any(delta.get("content") or delta.get("reasoning_content") for delta in deltas)
 
     def add(self, line: bytes) -> None:
-        """Take a line."""
+        """Take a line with its end."""
+        if not line.endswith(b"\n"):
+            self.flaws.append(f"an end without a newline: {_quoted(line)}")
+            return
+        line = line.rstrip(b"\r\n")
         if not line or line.startswith(b":"):
             return
         name, _, value = line.partition(b":")
@@ -159,8 +163,8 @@ class Wire:
                 reply = await _read(response)
                 raise Mismatch(f"expected a stream; got HTTP {reply.status}: {_short(reply.text)}")
             streamed = Streamed(response.headers)
-            async for line in response.aiter_lines():
-                streamed.add(line.encode())
+            async for line in _lines(response):
+                streamed.add(line)
                 if streamed.says_something:
                     return
         raise Mismatch("expected text in the stream; got none")
@@ -194,14 +198,21 @@ async def gather(*work: Any) -> list[Any]:  # noqa: ANN401 - what each gives
 
 
 async def _all_events(response: httpx.Response) -> Streamed:
-    streamed, rest = Streamed(response.headers), b""
+    streamed = Streamed(response.headers)
+    async for line in _lines(response):
+        streamed.add(line)
+    return streamed
+
+
+async def _lines(response: httpx.Response) -> AsyncIterator[bytes]:
+    """Read lines with their ends; httpx would end them at U+2028 and others, too, which JSON may hold."""
+    rest = b""
     async for data in response.aiter_bytes():
         *lines, rest = (rest + data).split(b"\n")
         for line in lines:
-            streamed.add(line.rstrip(b"\r"))
+            yield line + b"\n"
     if rest.strip():
-        streamed.flaws.append(f"an end without a newline: {_quoted(rest)}")
-    return streamed
+        yield rest
 
 
 async def _read(response: httpx.Response) -> Reply:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
@@ -14,8 +15,19 @@ from openai.types.chat import ChatCompletionChunk
 from api.scripted import ScriptedBackend, fail, finished, play
 from api.serving import CHAT, HELLO, Served, serving
 from server.api.config import ApiConfig
+from server.api.responses import dump_json
 from server.core.errors import BackendError, QueueFull
-from server.core.events import ChoiceFinished, Event, Failed, FinishReason, Started, TextDelta, TokenLogprob
+from server.core.events import (
+    ChoiceFinished,
+    Event,
+    Failed,
+    FinishReason,
+    ReasoningDelta,
+    Started,
+    TextDelta,
+    TokenLogprob,
+    ToolCallDelta,
+)
 from server.core.request import ChatRequest
 
 STREAM = {**HELLO, "stream": True}
@@ -82,6 +94,42 @@ async def test_any_text_survives_framing(client: httpx.AsyncClient, backend: Scr
     chunks = chunks_of((await client.post(CHAT, json=STREAM)).text)
 
     assert chunks[1]["choices"][0]["delta"]["content"] == text
+
+
+LINE_ENDS = [character for character in map(chr, range(sys.maxunicode + 1)) if len(f"x{character}x".splitlines()) > 1]
+
+
+async def test_no_event_is_cut_by_readers_that_split_decoded_text(
+    client: httpx.AsyncClient, backend: ScriptedBackend
+) -> None:
+    text = "".join(f"é{character}" for character in LINE_ENDS)
+    token = TokenLogprob(text, text.encode(), -0.5)
+    call = ToolCallDelta(0, 0, "call", text, text)
+    said = [TextDelta(0, text), TextDelta(0, text, (token,)), ReasoningDelta(0, text), call]
+    backend.script = play(said, [Failed(BackendError(text))])
+
+    async with client.stream("POST", CHAT, json=STREAM) as response:
+        lines = [line async for line in response.aiter_lines() if line]
+
+    assert len(LINE_ENDS) == 10
+    assert all(line.startswith("data: ") for line in lines)
+    _, plain, with_logprobs, reasoning, calls, failure = (json.loads(line.removeprefix("data: ")) for line in lines)
+    deltas = [chunk["choices"][0]["delta"] for chunk in (plain, with_logprobs, reasoning, calls)]
+    assert [delta.get("content") for delta in deltas] == [text, text, None, None]
+    assert with_logprobs["choices"][0]["logprobs"]["content"][0]["token"] == text
+    assert deltas[2]["reasoning"] == deltas[2]["reasoning_content"] == text
+    assert deltas[3]["tool_calls"][0]["function"] == {"name": text, "arguments": text}
+    assert failure["error"]["message"] == text
+
+
+@pytest.mark.parametrize(
+    "text", ["", "plain", *(f"a{character}é" for character in LINE_ENDS), "".join(LINE_ENDS), "\u2026 \xc2\u20ac\ue280"]
+)
+def test_json_is_one_line_whatever_it_holds(text: str) -> None:
+    content = {text: [text, text + "\udc80"]}
+    for each in (text, {text: [text]}, content):
+        (line,) = dump_json(each).decode().splitlines()
+        assert json.loads(line) == each
 
 
 async def test_a_refusal_has_a_status_of_its_own(client: httpx.AsyncClient, backend: ScriptedBackend) -> None:
