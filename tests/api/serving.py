@@ -93,10 +93,31 @@ class Served:
             await connection.close()
 
 
+class _Server(uvicorn.Server):
+    """Uvicorn, which notices at once that it should end, and not at the next tick."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        self._ending = asyncio.Event()
+        super().__init__(config)
+
+    @property
+    def should_exit(self) -> bool:
+        return self._ending.is_set()
+
+    @should_exit.setter
+    def should_exit(self, wanted: bool) -> None:
+        if wanted:
+            self._ending.set()
+
+    async def main_loop(self) -> None:
+        await self.on_tick(0)
+        await self._ending.wait()
+
+
 @asynccontextmanager
 async def serving(app: FastAPI, patience_seconds: int = 5) -> AsyncIterator[Served]:
     listener = socket.create_server(("127.0.0.1", 0))  # already listens: clients need not wait for the server
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=patience_seconds))
+    server = _Server(uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=patience_seconds))
     task = asyncio.create_task(server.serve(sockets=[listener]))
     try:
         yield Served(listener.getsockname()[1], server)

@@ -105,7 +105,7 @@ async def test_no_event_is_cut_by_readers_that_split_decoded_text(
     text = "".join(f"é{character}" for character in LINE_ENDS)
     token = TokenLogprob(text, text.encode(), -0.5)
     call = ToolCallDelta(0, 0, "call", text, text)
-    said = [TextDelta(0, text), TextDelta(0, text, (token,)), ReasoningDelta(0, text), call]
+    said: list[Event] = [TextDelta(0, text), TextDelta(0, text, (token,)), ReasoningDelta(0, text), call]
     backend.script = play(said, [Failed(BackendError(text))])
 
     async with client.stream("POST", CHAT, json=STREAM) as response:

@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import prestarted
+
 PATIENCE = 120.0
 NOWHERE = "http://127.0.0.1:9"
 """Where nothing answers."""
@@ -70,16 +72,7 @@ class Program:
 
     def run(self, *arguments: str, text: str | None = None) -> Outcome:
         """Run it in pipes to its end; ``text`` is what comes in."""
-        done = subprocess.run(
-            self.command(*arguments),
-            input=text or "",
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE,
-            check=False,
-            env=self.environment,
-            cwd=self.home,
-        )
+        done = prestarted.run(*arguments, text=text or "", timeout=PATIENCE, env=self.environment, cwd=self.home)
         return Outcome(done.returncode, done.stdout, done.stderr)
 
     @contextmanager

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import prestarted
 import pytest
 import typer
 from fakes.ollama import Answer, FakeModel, FakeOllama, Reply
@@ -47,15 +48,7 @@ def command(*arguments: str) -> list[str]:
 
 def run(*arguments: str, variables: Mapping[str, str] = NO_DAEMON) -> subprocess.CompletedProcess[str]:
     """Run the command to its end."""
-    return subprocess.run(
-        command(*arguments),
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        timeout=TIMEOUT,
-        check=False,
-        env=os.environ | variables,
-    )
+    return prestarted.run("bench", *arguments, timeout=TIMEOUT, env=os.environ | variables)
 
 
 def results(process: subprocess.CompletedProcess[str]) -> dict[str, dict[str, Any]]:

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import prestarted
 import pytest
 from fakes.answering import Answering, envelope, stream, stream_head, whole
 from fakes.hub import FakeHub
@@ -62,19 +63,9 @@ def command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "server", "chat", *arguments]
 
 
-def ask(
-    question: str | bytes, *arguments: str, variables: Mapping[str, str] = NO_DAEMON
-) -> subprocess.CompletedProcess[str]:
+def ask(question: str, *arguments: str, variables: Mapping[str, str] = NO_DAEMON) -> subprocess.CompletedProcess[str]:
     """Ask by a pipe."""
-    done = subprocess.run(
-        command(*arguments),
-        input=question if isinstance(question, bytes) else question.encode(),
-        capture_output=True,
-        timeout=TIMEOUT,
-        check=False,
-        env=os.environ | variables,
-    )
-    return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
+    return prestarted.run("chat", *arguments, text=question, timeout=TIMEOUT, env=os.environ | variables)
 
 
 def chunk(**delta: str) -> dict[str, object]:
@@ -155,9 +146,11 @@ def test_no_standard_input() -> None:
 
 
 def test_a_question_that_is_no_text() -> None:
-    done = ask(b"\xff\xfe", "--demo")
-    assert (done.stdout, done.returncode) == ("", 1)
-    assert done.stderr == "llmspell: error: Standard input is not UTF-8 text.\n"
+    done = subprocess.run(
+        command("--demo"), input=b"\xff\xfe", capture_output=True, timeout=TIMEOUT, check=False, env=os.environ
+    )
+    assert (done.stdout, done.returncode) == (b"", 1)
+    assert done.stderr == b"llmspell: error: Standard input is not UTF-8 text.\n"
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 
+import prestarted
 import pytest
 from conformance_stand_in import MODEL, StandIn
 from fakes.ollama import Call, FakeModel, FakeOllama, Reply
@@ -96,15 +97,7 @@ FAULTS = [
 
 def doctor(*arguments: str, variables: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     environ = os.environ | {"LLMSPELL_OLLAMA__ENABLED": "false"} | dict(variables or {})
-    return subprocess.run(
-        [sys.executable, "-m", "server", "doctor", *arguments],
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        timeout=TIMEOUT,
-        check=False,
-        env=environ,
-    )
+    return prestarted.run("doctor", *arguments, timeout=TIMEOUT, env=environ)
 
 
 def results(process: subprocess.CompletedProcess[str]) -> dict[str, dict[str, tuple[str, str | None]]]:

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import prestarted
 import pytest
 from fakes.hub import FakeHub, Rule, Status
 from fakes.ollama import Answer, FakeModel, FakeOllama, Pause
@@ -41,16 +42,7 @@ def environ(home: Path) -> dict[str, str]:
 
 
 def doctor(environ: Mapping[str, str], *arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "server", "doctor", *arguments],
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        timeout=TIMEOUT,
-        check=False,
-        env=environ,
-        cwd=cwd,
-    )
+    return prestarted.run("doctor", *arguments, timeout=TIMEOUT, env=environ, cwd=cwd)
 
 
 def diagnosis(process: subprocess.CompletedProcess[str]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from typing import Any, Self
 from urllib.parse import urlsplit
 
 import httpx
+import prestarted
 import psutil
 import pytest
 from fakes.ollama import FakeOllama
@@ -88,16 +89,7 @@ class Server:
         Arguments after ``serve --port 0`` win over it.
         """
         env = environment(home, LLMSPELL_LOGGING__FORMAT="json", **(variables or {}))
-        self.process = subprocess.Popen(
-            serve_command(*arguments),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            encoding="utf-8",
-            env=env,
-            cwd=home,
-        )
+        self.process = prestarted.start("serve", "--port", "0", *arguments, env=env, cwd=home)
         self.log: list[dict[str, Any]] = []
         self.base_url = ""
         self._announced = threading.Event()
@@ -121,8 +113,9 @@ class Server:
         """Wait for the end of the process."""
         code = self.process.wait(PATIENCE)
         self._listener.join(PATIENCE)
-        if self.process.stderr is not None:
-            self.process.stderr.close()
+        for stream in (self.process.stdin, self.process.stdout, self.process.stderr):
+            if stream is not None:
+                stream.close()
         return code
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:

@@ -16,6 +16,7 @@ from typing import Any
 import openai
 import pytest
 from conftest import Start
+from gguf_shapes import LlamaShape, write_llama
 from serving import CHAT, Connection, Server, chat_body, eventually
 
 SLOW = "local/slow"
@@ -161,33 +162,26 @@ def test_a_client_that_retries_gets_its_answer_in_the_end(single: Server) -> Non
         assert b"[DONE]" in running.read_until(b"data: [DONE]\n\n")
 
 
-def give_up_a_client_that_does_not_read(server: Server, sleeper: Connection) -> None:
-    # log probabilities make chunks of kilobytes, which fill the buffers between the two processes soon
-    sleeper.post(ENDLESS | {"logprobs": True, "top_logprobs": 20})
-    sleeper.read_until(b"data: ")
-    for _ in range(3):  # nobody else waits for that one
-        answer = server.ask(model=SLOW, max_tokens=5, ignore_eos=True)
-        assert answer.json()["usage"]["completion_tokens"] == 5
-    eventually(lambda: "stopped reading" in server.log_text, "the client is given up")
-
-
-IMPATIENT = "[llamacpp]\nmax_sequences = 2\nqueue_size = 0\n[api]\nsend_timeout_seconds = 1\n"
-
-
-def test_a_client_that_does_not_read_is_given_up(start: Start, slow_model: Path) -> None:
-    server = start("--model", str(slow_model), config=IMPATIENT)
+def test_a_client_that_does_not_read_is_given_up(start: Start, tmp_path: Path) -> None:
+    # log probabilities make chunks of kilobytes, which a quick model soon fills the buffers between the processes with
+    model = tmp_path / "quick.gguf"
+    write_llama(model, LlamaShape(context=8192))
+    server = start(
+        "--model",
+        str(model),
+        config="[llamacpp]\nmax_sequences = 2\nqueue_size = 0\n[api]\nsend_timeout_seconds = 1\n",
+    )
+    quick = {"model": "local/quick", "ignore_eos": True}
     with server.connect(receive_buffer=2048) as sleeper:
-        give_up_a_client_that_does_not_read(server, sleeper)
-        eventually(lambda: server.ask(model=SLOW, n=2, max_tokens=1).status_code == 200, "both sequences are free")
+        sleeper.post(chat_body(**quick, stream=True, logprobs=True, top_logprobs=20))
+        sleeper.read_until(b"data: ")
+        for _ in range(3):  # nobody else waits for that one
+            answer = server.ask(**quick, max_tokens=5)
+            assert answer.json()["usage"]["completion_tokens"] == 5
+        eventually(lambda: "stopped reading" in server.log_text, "the client is given up")
+        eventually(lambda: server.ask(**quick, n=2, max_tokens=1).status_code == 200, "both sequences are free")
         eventually(server.works_no_more, "the server has stopped computing")
-
-
-def test_the_connection_of_a_client_that_does_not_read_is_cut(start: Start, slow_model: Path) -> None:
-    server = start("--model", str(slow_model), config=IMPATIENT)
-    with server.connect(receive_buffer=2048) as sleeper:
-        give_up_a_client_that_does_not_read(server, sleeper)
-        eventually(server.works_no_more, "the server has stopped computing")
-        assert server.num_connections() == 0
+        eventually(lambda: server.num_connections() == 0, "the connection is cut")
         assert server.failures == []
 
 

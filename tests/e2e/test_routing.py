@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
+import prestarted
 import pytest
 from conftest import Start
 from fakes.ollama import FakeModel, FakeOllama
 from openai import OpenAI
-from serving import PATIENCE, Server, environment, eventually, serve_command, using_ollama
+from serving import PATIENCE, Server, environment, eventually, using_ollama
 
 CONFIG = """
 [aliases]
@@ -234,10 +234,7 @@ def test_forms_of_the_address(start: Start, daemon: FakeOllama, value: str) -> N
 
 
 def said_by_refusal(home: Path, **variables: str) -> str:
-    result = subprocess.run(
-        serve_command(), capture_output=True, check=False, env=environment(home, **variables), cwd=home,
-        timeout=PATIENCE, encoding="utf-8",
-    )  # fmt: skip
+    result = prestarted.run("serve", "--port", "0", timeout=PATIENCE, env=environment(home, **variables), cwd=home)
     assert result.returncode == 1, result.stderr
     assert "Traceback" not in result.stderr
     return result.stderr.splitlines()[-1]

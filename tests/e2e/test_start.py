@@ -10,6 +10,7 @@ from pathlib import Path
 
 import httpx
 import numpy as np
+import prestarted
 import pytest
 from conftest import Start
 from gguf import GGUFWriter
@@ -63,16 +64,7 @@ def projector(path: Path) -> None:
 
 def refusal(*arguments: str, home: Path) -> str:
     """The one line that a server says which cannot start, besides the log line that it starts."""
-    result = subprocess.run(
-        serve_command(*arguments),
-        capture_output=True,
-        stdin=subprocess.DEVNULL,
-        timeout=PATIENCE,
-        check=False,
-        env=environment(home),
-        cwd=home,
-        encoding="utf-8",
-    )
+    result = prestarted.run("serve", "--port", "0", *arguments, timeout=PATIENCE, env=environment(home), cwd=home)
     assert result.returncode == 1, result.stderr
     assert result.stdout == ""
     said = [line for line in result.stderr.splitlines(keepends=True) if " INFO " not in line]

@@ -359,15 +359,18 @@ def measure(config: ModelConfig) -> Measured:
     return Measured(loading.plan.predicted["CPU"], model.measured["CPU"], loading.plan.later, taken_later)
 
 
-@pytest.mark.parametrize("mmap", [Switch.ON, Switch.OFF])
-@pytest.mark.parametrize("name", SHAPES)
-def test_what_is_measured_was_predicted(tmp_path: Path, name: str, mmap: Switch) -> None:
-    shape, config = SHAPES[name]
-    path = tmp_path / "model.gguf"
+@pytest.fixture(scope="module", params=SHAPES)
+def model_of_a_shape(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ModelConfig:
+    shape, config = SHAPES[request.param]
+    path = tmp_path_factory.mktemp("shape") / "model.gguf"
     write_llama(path, shape)
+    return replace(config, path=str(path))
 
+
+@pytest.mark.parametrize("mmap", [Switch.ON, Switch.OFF])
+def test_what_is_measured_was_predicted(model_of_a_shape: ModelConfig, mmap: Switch) -> None:
     with ProcessPoolExecutor(1, get_context("spawn")) as process:
-        found = process.submit(measure, replace(config, path=str(path), mmap=mmap)).result(TIMEOUT)
+        found = process.submit(measure, replace(model_of_a_shape, mmap=mmap)).result(TIMEOUT)
 
     assert found.predicted > 50 * MIB
     assert found.measured == pytest.approx(found.predicted, rel=0.15)
