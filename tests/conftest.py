@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,12 @@ import pytest
 
 _OF_USERS = ("LLMSPELL_", "HF_", "HUGGING")
 _FOLDERS = ("XDG_CONFIG_HOME", "XDG_CACHE_HOME", "XDG_DATA_HOME", "OLLAMA_MODELS")
+
+
+def pytest_collection_finish() -> None:
+    """Keep the garbage collector from what stays to the end: with all tests collected, it takes 0.2 s to look at it."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -23,7 +23,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from io import TextIOWrapper
 from pathlib import Path
@@ -112,6 +112,8 @@ class Fork:
             self.stdin.close()
         for reader in readers:
             reader.join(None if deadline is None else max(0, deadline - time.monotonic()))
+            if reader.is_alive():  # it runs, or somebody to whom it has left its streams does
+                raise subprocess.TimeoutExpired(self.args, timeout or 0)
         self.wait(None if deadline is None else max(0, deadline - time.monotonic()))
         self._close_streams()
         return written[self.stdout], written[self.stderr]
@@ -143,12 +145,16 @@ class Fork:
 
 
 Running = Fork | subprocess.Popen[str]
+Start = Callable[..., Running]
 
 
 def start(*arguments: str, env: Mapping[str, str], cwd: Path | None = None) -> Running:
     """Start ``llmspell`` with these arguments and three pipes, by the quickest way that shows the same."""
-    if _can_be_forked(env):
-        return Fork(*arguments, env=env, cwd=cwd)
+    return (Fork if _can_be_forked(env) else start_alone)(*arguments, env=env, cwd=cwd)
+
+
+def start_alone(*arguments: str, env: Mapping[str, str], cwd: Path | None = None) -> subprocess.Popen[str]:
+    """Start it as users do."""
     command, pipe = [sys.executable, "-m", "server", *arguments], subprocess.PIPE
     return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, encoding="utf-8", env=env, cwd=cwd)
 
