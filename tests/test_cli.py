@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 import socket
@@ -229,6 +230,23 @@ def test_every_address_of_a_host_gets_the_same_port() -> None:
     finally:
         for bound in sockets:
             bound.close()
+
+
+async def test_nothing_waits_for_the_receipt_of_what_was_sent_before() -> None:
+    """With Nagle's algorithm, an event would wait for as long as a client puts its receipt off, which is 40 ms."""
+    is_at_once = asyncio.get_running_loop().create_future()
+
+    def accept(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        accepted = writer.get_extra_info("socket")
+        is_at_once.set_result(accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) != 0)
+        writer.close()
+
+    (bound,) = bind(ServerConfig(port=0))
+    async with await asyncio.start_server(accept, sock=bound):
+        _, writer = await asyncio.open_connection(*bound.getsockname())
+        assert await asyncio.wait_for(is_at_once, TIMEOUT)
+        writer.close()
+        await writer.wait_closed()
 
 
 @pytest.mark.parametrize("host", ["host.invalid", "256.0.0.1", "a" * 100])

@@ -201,7 +201,8 @@ def bind(config: ServerConfig) -> list[socket.socket]:
 
 
 def _bound_socket(family: int, address: tuple[Any, ...]) -> socket.socket:
-    bound = socket.socket(family, socket.SOCK_STREAM)
+    # asyncio has the kernel send each event at once only where the socket says that it speaks TCP
+    bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:

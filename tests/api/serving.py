@@ -116,7 +116,9 @@ class _Server(uvicorn.Server):
 
 @asynccontextmanager
 async def serving(app: FastAPI, patience_seconds: int = 5) -> AsyncIterator[Served]:
-    listener = socket.create_server(("127.0.0.1", 0))  # already listens: clients need not wait for the server
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener.bind(("127.0.0.1", 0))
+    listener.listen()  # clients need not wait for the server
     server = _Server(uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=patience_seconds))
     task = asyncio.create_task(server.serve(sockets=[listener]))
     try:

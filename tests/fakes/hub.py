@@ -287,6 +287,7 @@ class _Server(ThreadingHTTPServer):
 
 
 class _Handler(BaseHTTPRequestHandler):
+    disable_nagle_algorithm = True  # or a body waits for the receipt of its headers, for 40 ms
     protocol_version = "HTTP/1.1"
     server: _Server
 
