@@ -113,7 +113,8 @@ def test_a_gigabyte_goes_on_where_it_stopped_and_is_verified(
     assert "Downloaded" in second.communicate(timeout=10)[0]
     ranges = [each.headers.get("range") for each in hub.asked(FILE, at_hub=False)]
     assert ranges == [None, f"bytes={kept}-"]
-    assert hub.bytes_sent - GIGABYTE < 32 * MIB, "only what was on its way comes twice"
+    # a kernel with large buffers holds 36 MiB for a process that has to wait for its turn, and a piece is on its way
+    assert hub.bytes_sent - GIGABYTE < 64 * MIB, "only what was on its way comes twice"
     with destination.open("rb") as file:
         assert hashlib.file_digest(file, "sha256").hexdigest() == hub.digest(generated)
     assert puller.parts == []
