@@ -66,6 +66,7 @@ def server(daemon: FakeOllama, hub: FakeHub, tmp_path_factory: pytest.TempPathFa
     variables = {
         "HF_ENDPOINT": hub.url,
         "LLMSPELL_LOGGING__FORMAT": "json",
+        "LLMSPELL_MODELS": json.dumps({"local/demo": {"context_length": 512}}),  # some stories would not end for long
         "LLMSPELL_OLLAMA__CONNECT_TIMEOUT_SECONDS": "30",  # machines are busy
         "LLMSPELL_OLLAMA__DETECTION_TIMEOUT_SECONDS": "30",
         "LLMSPELL_OLLAMA__URL": daemon.url,
