@@ -15,6 +15,8 @@ from pathlib import Path
 
 from server_process import chat_body, running_server, stream
 
+from server.chat.conversation import Conversation
+from server.chat.render_process import RenderProcess
 from server.chat.template import CHATML, ChatTemplate
 from server.core.batch import Chunk
 from server.core.request import Message, Role
@@ -47,12 +49,14 @@ def main() -> None:
     arguments = parser.parse_args()
     model = LlamaModel.load(arguments.model, LoadOptions(gpu_layers=-1, use_mmap=True, use_mlock=False), lambda _: True)
     runner = LlamaRunner(model, ContextOptions(1, 512, 512, 512))
-    template = ChatTemplate(model.chat_template or CHATML, bos_text="", eos_text="", control_texts=(), now=datetime.now)
+    source = model.chat_template or CHATML
+    renderer = RenderProcess(source)
+    template = ChatTemplate(source, renderer, bos_text="", eos_text="", control_texts=(), now=datetime.now)
     served, bare, num_tokens = [], [], 0
-    with running_server("--model", str(arguments.model)) as server:
+    with renderer, running_server("--model", str(arguments.model)) as server:
         for number in range(arguments.rounds):
             text = f"{number} is the number of this question; please say something about it."
-            tokens = model.vocabulary.tokenize(template.render([Message(Role.USER, text)])).tolist()
+            tokens = model.vocabulary.tokenize(template.render(Conversation((Message(Role.USER, text),)))).tolist()
             num_tokens = len(tokens)
             bare.append(bare_seconds(runner, tokens))
             served.append(first_token_seconds(server.port, f"local/{arguments.model.stem}", text))

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Self
 
+from server.chat.conversation import Conversation
 from server.core.duration import duration_seconds
 from server.core.errors import InvalidRequest, LlmspellError
 from server.core.events import Event, Failed, Finished, Started, Timings
@@ -46,6 +47,17 @@ _PARAMETERS: Mapping[str, ParameterSupport] = {
 }
 
 
+def _conversation(request: ChatRequest) -> Conversation:
+    return Conversation(
+        request.messages,
+        request.tools,
+        request.tool_choice,
+        request.parallel_tool_calls,
+        request.template_options,
+        request.reasoning_effort,
+    )
+
+
 class LlamaCppBackend:
     """``core.ports.Backend`` over the pool."""
 
@@ -70,7 +82,7 @@ class LlamaCppBackend:
         try:
             began = self._clock()
             request = lease.model.defaults.applied(request)
-            prompt = await lease.prompt_tokens(request.messages)
+            prompt = await lease.prompt_tokens(_conversation(request))
             generation = _generation_request(request, prompt, lease.model)
             return GenerationStream(lease, generation, self._clock() - began, self._first_token_noter(model, arrived))
         except BaseException:

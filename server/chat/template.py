@@ -1,25 +1,19 @@
-"""Chat templates: messages to prompt text, in a sandbox, because templates come from untrusted files.
+"""Chat templates: conversations to prompt text. What a template is made to show is decided here; it runs elsewhere.
 
-The environment is the one that Hugging Face's ``apply_chat_template`` gives to templates:
-https://huggingface.co/docs/transformers/chat_templating_writing
+Templates come from untrusted files: ``render_process`` runs them.
 """
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import Any, NoReturn
+from typing import Protocol
 
-import jinja2
-from jinja2 import nodes
-from jinja2.ext import Extension, loopcontrols
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-from server.core.errors import InvalidRequest, ModelLoadingFailed
-from server.core.request import Message, Role
+from server.chat.capabilities import TemplateCapabilities
+from server.chat.conversation import Adapter, Conversation
+from server.chat.generic_tools import GenericTools, ToolTexts
+from server.core.errors import InvalidRequest
 
 CHATML = """\
 {%- for message in messages -%}
@@ -29,141 +23,124 @@ CHATML = """\
 """
 """The format of models that bring no template of their own; llama.cpp falls back to the same."""
 
-_UNTRUSTED_ROLES = frozenset({Role.USER, Role.TOOL})
-_PRIVATE_USE = range(0xF0000, 0x10FFFE)
+# Rare ideographs come first: Python writes them as they are in any representation of a text, unlike private ones.
+_BORDERS = (*range(0x2A700, 0x2A800), *range(0xF0000, 0xF1000))
+_NO_BORDER = ""
+
+
+class Renderer(Protocol):
+    """Runs a template."""
+
+    def render(self, variables: Mapping[str, object], *, border: str, now: datetime) -> str:
+        """Return the text; ``border`` is a character that is kept as it is; none if it is empty.
+
+        Raises:
+            InvalidRequest: the template refuses the variables.
+            LlmspellError: it failed otherwise.
+
+        """
+        ...
 
 
 class ChatTemplate:
-    """A compiled chat template with the special texts of its model.
+    """A chat template with the special texts of its model.
 
-    Rendering is pure Python and may take long for a hostile template: call it in a worker thread.
+    Attributes:
+        source: its text.
+        capabilities: what it can take.
+
     """
 
-    def __init__(
-        self, source: str, *, bos_text: str, eos_text: str, control_texts: Sequence[str], now: Callable[[], datetime]
+    def __init__(  # noqa: PLR0913 -- what a model's file says
+        self,
+        source: str,
+        renderer: Renderer,
+        *,
+        capabilities: TemplateCapabilities | None = None,
+        bos_text: str,
+        eos_text: str,
+        control_texts: Sequence[str],
+        now: Callable[[], datetime],
+        texts: ToolTexts | None = None,
     ) -> None:
-        """Compile a template.
+        """Use a template.
 
         Args:
             source: Jinja text.
+            renderer: runs it.
+            capabilities: what it can take; by default, everything.
             bos_text: what ``bos_token`` stands for.
             eos_text: what ``eos_token`` stands for.
             control_texts: texts that the tokenizer takes for control tokens, longest first.
             now: the local time that ``strftime_now`` formats.
-
-        Raises:
-            ModelLoadingFailed: the text is not a Jinja template.
+            texts: how tools are put into words where the template does not; by default, in generic ones.
 
         """
-        environment = _environment(now)
-        try:
-            self._template = environment.from_string(source)
-        except jinja2.TemplateSyntaxError as error:
-            raise ModelLoadingFailed(f"The chat template is not valid Jinja (line {error.lineno}: {error}).") from error
-        self._variables = {"bos_token": bos_text, "eos_token": eos_text}
-        self._knows_developer = Role.DEVELOPER in source
+        self.source = source
+        self.capabilities = capabilities or TemplateCapabilities()
+        self._renderer = renderer
+        self._adapter = Adapter(self.capabilities, texts or GenericTools())
+        self._special = {"bos_token": bos_text, "eos_token": eos_text}
         self._control = re.compile("|".join(map(re.escape, control_texts))) if control_texts else None
+        self._now = now
 
-    def render(self, messages: Sequence[Message]) -> list[str]:
-        """Render a conversation, ready for the assistant's next words.
+    def render(self, conversation: Conversation) -> list[str]:
+        """Render a conversation, ready for the assistant's next words; blocking, for a worker thread.
 
-        Control tokens in what users and tools say are data, not control: the prompt comes in segments, cut inside each
-        such text, and a tokenizer that never looks across the border of two segments reads plain text there.
+        Control tokens in what users and tools say, and in all else that is the client's, are data, not control: the
+        prompt comes in segments, cut inside each such text, and a tokenizer that never looks across the border of two
+        segments reads plain text there. What system and assistant say is left as it is.
 
         Raises:
-            InvalidRequest: the template refuses these messages.
+            InvalidRequest: the template refuses the conversation, or no template can take it.
+            LlmspellError: the template failed otherwise.
 
         """
-        border = _unused_character(messages)
         try:
-            text = self._template.render(
-                messages=[self._as_dict(message, border) for message in messages],
-                add_generation_prompt=True,
-                tools=None,
-                **self._variables,
-            )
-        except Exception as error:  # a template is a program of somebody else's: it may raise anything
-            raise InvalidRequest(
-                f"The model's chat template does not accept these messages: {error}", param="messages"
-            ) from error
-        return text.split(border)
+            variables, border = self._variables(conversation)
+            text = self._renderer.render({**variables, **self._special}, border=border, now=self._now())
+        except RecursionError as error:
+            raise InvalidRequest("The request is nested too deeply for a chat template.", param="messages") from error
+        return text.split(border) if border else [text]
 
-    def _as_dict(self, message: Message, border: str) -> dict[str, Any]:
-        role = message.role
-        if role is Role.DEVELOPER and not self._knows_developer:
-            role = Role.SYSTEM
-        control = self._control if role in _UNTRUSTED_ROLES else None
+    def _variables(self, conversation: Conversation) -> tuple[dict[str, object], str]:
+        """Return the template's variables, and the character that control tokens are cut with in them."""
+        said: list[str] = []
 
-        def as_data(text: str) -> str:
-            return control.sub(lambda match: match[0][0] + border + match[0][1:], text) if control else text
+        def noted(text: str) -> str:
+            said.append(text)
+            return text
 
-        entry: dict[str, Any] = {"role": role.value, "content": as_data(message.content)}
-        if message.name is not None:
-            entry["name"] = as_data(message.name)
-        if message.tool_call_id is not None:
-            entry["tool_call_id"] = as_data(message.tool_call_id)
-        if message.reasoning:
-            entry["reasoning_content"] = as_data(message.reasoning)
-        if message.tool_calls:
-            entry["tool_calls"] = [
-                {
-                    "id": call.id,
-                    "type": "function",
-                    "function": {"name": call.name, "arguments": _decoded(call.arguments)},
-                }
-                for call in message.tool_calls
-            ]
-        return entry
+        variables = self._adapter.variables(conversation, noted)
+        control = self._control
+        if control is None or control.search("\n".join(said)) is None:
+            return variables, _NO_BORDER
+        border = _unused_character(variables, self.source)
+
+        def cut(text: str) -> str:
+            return control.sub(lambda match: match[0][0] + border + match[0][1:], text)
+
+        return self._adapter.variables(conversation, cut), border
 
 
-class _GenerationTag(Extension):
-    """``{% generation %}``, which marks the assistant's words for training: its body is rendered as it is."""
-
-    tags = {"generation"}  # noqa: RUF012 -- the base class declares it so
-
-    def parse(self, parser: Parser) -> list[nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-def _environment(now: Callable[[], datetime]) -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, loopcontrols]
-    )
-    environment.filters["tojson"] = _tojson
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = lambda format_string: now().strftime(format_string)
-    return environment
-
-
-def _tojson(value: Any, indent: int | None = None, *, ensure_ascii: bool = False, **options: Any) -> str:  # noqa: ANN401
-    # Jinja's own filter escapes HTML characters, which models have not seen in training.
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)
-
-
-def _raise_exception(message: str) -> NoReturn:
-    raise jinja2.TemplateError(message)
-
-
-def _decoded(arguments: str) -> Any:  # noqa: ANN401 -- any JSON value
-    """Return arguments as the object that templates iterate over, or as the text it was if it is not JSON."""
-    try:
-        return json.loads(arguments)
-    except ValueError:
-        return arguments
-
-
-def _unused_character(messages: Sequence[Message]) -> str:
-    def texts() -> Iterator[str]:
-        for message in messages:
-            yield message.content
-            yield message.reasoning
-            yield message.name or ""
-            yield message.tool_call_id or ""
-            yield from (call.arguments + call.name + call.id for call in message.tool_calls)
-
-    used = {character for text in texts() if not text.isascii() for character in text}
-    character = next((character for character in map(chr, _PRIVATE_USE) if character not in used), None)
+def _unused_character(variables: Mapping[str, object], source: str) -> str:
+    used = {character for text in (source, *_texts(variables)) if not text.isascii() for character in text}
+    character = next((character for character in map(chr, _BORDERS) if character not in used), None)
     if character is None:
-        raise InvalidRequest("The messages use every private-use character of Unicode.", param="messages")
+        raise InvalidRequest(
+            f"The messages use all of the {len(_BORDERS)} characters that could mark control tokens in them.",
+            param="messages",
+        )
     return character
+
+
+def _texts(value: object) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for name, each in value.items():
+            yield str(name)
+            yield from _texts(each)
+    elif isinstance(value, list):
+        for each in value:
+            yield from _texts(each)

@@ -9,11 +9,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from weakref import WeakSet
 
 import numpy as np
 
+from server.chat.conversation import Conversation
+from server.chat.render_process import RenderProcess
 from server.chat.template import ChatTemplate
 from server.core.errors import ContextLengthExceeded, LlmspellError, ModelLoadingFailed
 from server.core.request import Message, Role
@@ -28,7 +31,7 @@ from server.llama.model import LlamaModel
 from server.llama.runner import LlamaRunner
 from server.pool.config import PoolConfig, PrefixIsolation, Speculation
 from server.pool.material import RequestDefaults
-from server.pool.plan import FileIdentity, LoadPlan, chat_template
+from server.pool.plan import FileIdentity, LoadPlan
 from server.store.gguf_check import split_parts
 from server.store.page_cache import read_ahead
 
@@ -97,17 +100,19 @@ class LoadedModel:
     defaults: RequestDefaults
     _model: LlamaModel
     _runner: LlamaRunner
+    _renderer: RenderProcess
 
-    def prompt_tokens(self, messages: tuple[Message, ...]) -> Tokens:
+    def prompt_tokens(self, conversation: Conversation) -> Tokens:
         """Render and tokenize a conversation; blocking, for a worker thread.
 
         Raises:
             InvalidRequest: the chat template refuses the messages, or the tokenizer cannot take them.
             ContextLengthExceeded: they leave no room for an answer.
+            BackendError: the chat template takes too long, or too much.
 
         """
         vocabulary, most = self._model.vocabulary, self.context_length - 1
-        segments = self.template.render(messages)
+        segments = self.template.render(conversation)
         # Tokenizing 10 MB takes seconds, which a prompt that is hopelessly too long need not cost.
         if (least := vocabulary.least_num_tokens(segments, enough=most + 1)) > most:
             raise self._too_long(f"at least {least}")
@@ -130,6 +135,7 @@ class LoadedModel:
 
         Returns whether that was possible: an engine that does not stop for a long time may still be computing there.
         """
+        self._renderer.close()
         if not self.engine.close(_CLOSE_TIMEOUT_SECONDS):
             _log.error("an engine did not stop in time; its memory is not freed yet")
             return False
@@ -176,6 +182,8 @@ def load_model(
         before = _Taken.by(plan)
         _check_identity(plan)
         monitor.report(0.0)
+        # The template is compiled, in its process, while the weights are loaded.
+        renderer = undo.enter_context(RenderProcess(plan.template))
         model = _load_weights(plan, monitor)
         undo.callback(model.close)
         _check_identity(plan)  # the weights are of the file that was checked, and not of one that came in between
@@ -184,7 +192,7 @@ def load_model(
                 release_mapping(file)
         # The token table is read while memory for the context is found.
         with ThreadPoolExecutor(1, thread_name_prefix="vocabulary") as beside:
-            templating = beside.submit(_template, plan, model)
+            templating = beside.submit(_template, plan, renderer, model)
             runner = LlamaRunner(model, plan.context)
         undo.callback(runner.close)
         template = templating.result()
@@ -205,7 +213,9 @@ def load_model(
     seconds = time.monotonic() - started
     for note in plan.notes:
         _log.info("%s: %s", plan.path, note)
-    return LoadedModel(engine, template, plan.context.sequence_len, seconds, measured, plan.defaults, model, runner)
+    return LoadedModel(
+        engine, template, plan.context.sequence_len, seconds, measured, plan.defaults, model, runner, renderer
+    )
 
 
 def _engine_options(config: PoolConfig, plan: LoadPlan, template: ChatTemplate, model: LlamaModel) -> EngineOptions:
@@ -237,7 +247,8 @@ def _system_prefix(text: str, index: int, template: ChatTemplate, model: LlamaMo
     system = Message(Role.SYSTEM, text)
     try:
         first, second = (
-            model.vocabulary.tokenize(template.render((system, Message(Role.USER, user)))) for user in "0a"
+            model.vocabulary.tokenize(template.render(Conversation((system, Message(Role.USER, user)))))
+            for user in "0a"
         )
     except LlmspellError as error:
         _log.warning("public_system_prompts[%d] cannot be used with %s: %s", index, model.path, error.message)
@@ -284,14 +295,16 @@ def _read_ahead(plan: LoadPlan, monitor: LoadMonitor) -> None:
             raise ModelLoadingFailed(f"{file} cannot be read: {error.strerror}.") from error
 
 
-def _template(plan: LoadPlan, model: LlamaModel) -> ChatTemplate:
+def _template(plan: LoadPlan, renderer: RenderProcess, model: LlamaModel) -> ChatTemplate:
     vocabulary = model.vocabulary
-    return chat_template(
+    return ChatTemplate(
         plan.template,
-        model.chat_template,
+        renderer,
+        capabilities=renderer.capabilities,
         bos_text=vocabulary.bos_text,
         eos_text=vocabulary.eos_text,
         control_texts=vocabulary.control_texts,
+        now=lambda: datetime.now().astimezone(),
     )
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Self
 
-from server.chat.template import CHATML, ChatTemplate
+from server.chat.rendering import check_syntax
+from server.chat.template import CHATML
 from server.core.errors import ModelLoadingFailed
 from server.llama.devices import Device, devices, native_version, system_info
 from server.llama.main_memory import can_release_mappings
@@ -88,7 +88,8 @@ class LoadPlan:
         releases_mapping: whether the pages of the mapped file are given back after the load.
         later: bytes of main memory among ``predicted`` that requests will take, and not the load.
         prefix_memory: bytes of main memory among these, for prompts of finished requests.
-        template: the chat template that replaces the file's own; ``None`` for the file's own.
+        template: the chat template: the one that replaces the file's own, the file's own, or one that most models
+            understand.
         defaults: what holds for requests that do not say otherwise.
         notes: what an operator should know about the model, one sentence each.
 
@@ -104,7 +105,7 @@ class LoadPlan:
     later: int = 0
     releases_mapping: bool = False
     prefix_memory: int = 0
-    template: str | None = None
+    template: str = CHATML
     defaults: RequestDefaults = field(default_factory=RequestDefaults)
     notes: tuple[str, ...] = ()
 
@@ -133,9 +134,13 @@ def make_plan(
     path = material.path
     identity = FileIdentity.of(path)
     header, *parts = _headers(path, identity)
-    # Only to know before anything else is unloaded for it; what the special tokens are called is not known yet.
-    template, notes = _template(config, material, header)
-    chat_template(template, header.chat_template, bos_text="", eos_text="", control_texts=())
+    chosen, notes = _template(config, material, header)
+    template = chosen or header.chat_template or CHATML
+    # Only to know before anything else is unloaded for it; compiling, which runs parts of it, is for its own process.
+    try:
+        check_syntax(template)
+    except ValueError as error:
+        raise ModelLoadingFailed(f"{path}: the chat template is not valid Jinja: {error}.") from error
     for problem in _problems(config, machine, header):
         raise ModelLoadingFailed(f"{path}: {problem}.")
     can_release = machine.can_release_mappings and not config.mlock
@@ -177,24 +182,6 @@ def make_plan(
         template,
         material.defaults,
         notes,
-    )
-
-
-def chat_template(
-    chosen: str | None, own: str | None, *, bos_text: str, eos_text: str, control_texts: Sequence[str]
-) -> ChatTemplate:
-    """Compile the template that was ``chosen``, or else the model's ``own``, or else one that most models understand.
-
-    Raises:
-        ModelLoadingFailed: it cannot be compiled.
-
-    """
-    return ChatTemplate(
-        chosen or own or CHATML,
-        bos_text=bos_text,
-        eos_text=eos_text,
-        control_texts=control_texts,
-        now=lambda: datetime.now().astimezone(),
     )
 
 

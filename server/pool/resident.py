@@ -10,9 +10,9 @@ from contextvars import copy_context
 from dataclasses import dataclass
 from typing import Self
 
+from server.chat.conversation import Conversation
 from server.core.background import in_thread
 from server.core.events import Event
-from server.core.request import Message
 from server.engine.engine import Delivery
 from server.engine.runner import Tokens
 from server.engine.sequence import GenerationRequest
@@ -92,7 +92,7 @@ class Resident:
             self._unused.set()
             self._on_unused()
 
-    async def prompt_tokens(self, messages: tuple[Message, ...]) -> Tokens:
+    async def prompt_tokens(self, conversation: Conversation) -> Tokens:
         """``LoadedModel.prompt_tokens`` in a worker thread; when cancelled, work that has not begun is dropped."""
         loop = asyncio.get_running_loop()
         lease = self.lease()
@@ -101,7 +101,7 @@ class Resident:
             with suppress(RuntimeError):  # the loop is closed: the process ends
                 loop.call_soon_threadsafe(lease.release)
 
-        work = self._tokenizers.submit(copy_context().run, self.model.prompt_tokens, messages)
+        work = self._tokenizers.submit(copy_context().run, self.model.prompt_tokens, conversation)
         work.add_done_callback(lambda _: release())
         return await asyncio.wrap_future(work)
 
@@ -124,14 +124,15 @@ class Lease:
         self._resident = resident
         self._is_released = False
 
-    async def prompt_tokens(self, messages: tuple[Message, ...]) -> Tokens:
+    async def prompt_tokens(self, conversation: Conversation) -> Tokens:
         """Render and tokenize a conversation off the event loop.
 
         Raises:
             InvalidRequest: the messages cannot be rendered or tokenized, or leave no room for an answer.
+            BackendError: the chat template takes too long, or too much.
 
         """
-        return await self._resident.prompt_tokens(messages)
+        return await self._resident.prompt_tokens(conversation)
 
     def submit(self, request: GenerationRequest, listener: Listener) -> int:
         """Start a generation and return its id; ``listener`` hears its events on the event loop until ``abort``.

@@ -19,6 +19,7 @@ import pytest
 from files import rewrite
 from gguf_shapes import LlamaShape, write_llama
 
+from server.chat.conversation import Conversation
 from server.core.errors import BackendError, ContextLengthExceeded, ModelLoadingFailed
 from server.core.events import Event, Failed, Finished
 from server.core.request import Message, Role, SamplingParameters
@@ -118,9 +119,9 @@ def test_a_loaded_model_generates(tiny_path: Path, closing: Callable[[LoadedMode
     assert model.load_seconds > 0
     assert loading.monitor.fraction == 1.0
     assert isinstance(loading.generate(model)[-1], Finished)
-    assert len(model.prompt_tokens((Message(Role.USER, "hello"),))) > 0
+    assert len(model.prompt_tokens(Conversation((Message(Role.USER, "hello"),)))) > 0
     with pytest.raises(ContextLengthExceeded):
-        model.prompt_tokens((Message(Role.USER, "xyzzy " * 600),))
+        model.prompt_tokens(Conversation((Message(Role.USER, "xyzzy " * 600),)))
 
 
 def test_closing_ends_the_engine(tiny_path: Path) -> None:
@@ -224,7 +225,7 @@ def test_the_chat_template_is_the_one_that_was_planned_with(
     template.unlink()
 
     model = closing(loading.load())
-    assert model.template.render([Message(Role.USER, "hello")]) == ["planned: hello"]
+    assert model.template.render(Conversation((Message(Role.USER, "hello"),))) == ["planned: hello"]
     with pytest.raises(ModelLoadingFailed, match="cannot be read"):
         loading.new_plan()
 

@@ -12,6 +12,7 @@ import pytest
 from gguf_shapes import LlamaShape, write_llama
 from pools import TIMEOUT, Loader, generate, pool_config, state_of, until
 
+from server.chat.conversation import Conversation
 from server.core.errors import ContextLengthExceeded, Draining, ModelLoadingFailed, ModelNotFound
 from server.core.events import Failed, Finished
 from server.core.ports import ModelState
@@ -20,7 +21,7 @@ from server.pool.config import ModelConfig
 from server.pool.loader import LoadedModel
 from server.pool.pool import Pool
 
-MESSAGES = (Message(Role.USER, "hello"),)
+CONVERSATION = Conversation((Message(Role.USER, "hello"),))
 
 
 @pytest.fixture(scope="session")
@@ -123,7 +124,7 @@ async def test_a_dead_engine_is_replaced_when_its_last_lease_is_back(model_path:
 
     waiting = asyncio.create_task(pool.lease("tiny"))
     # the old model may still be tokenizing for somebody: its vocabulary has to be there
-    assert len(await first.prompt_tokens(MESSAGES)) > 0
+    assert len(await first.prompt_tokens(CONVERSATION)) > 0
     assert (loader.num_loads, state_of(pool, "tiny")) == (1, ModelState.DRAINING)
     first.release()
 
@@ -167,7 +168,7 @@ async def test_memory_is_not_freed_under_a_tokenizer_whose_caller_went_away(
 
     monkeypatch.setattr(LoadedModel, "prompt_tokens", slowly)
     monkeypatch.setattr(LoadedModel, "close", note)
-    leaving = asyncio.create_task(lease.prompt_tokens(MESSAGES))
+    leaving = asyncio.create_task(lease.prompt_tokens(CONVERSATION))
     assert await asyncio.to_thread(begun.wait, TIMEOUT)
     leaving.cancel()
     await asyncio.wait({leaving})
@@ -185,7 +186,7 @@ async def test_memory_is_not_freed_under_a_tokenizer_whose_caller_went_away(
 async def test_prompts_that_do_not_fit_are_refused(model_path: Path, loader: Loader, num_words: int, said: str) -> None:
     pool = pool_of(model_path, loader)
     with await pool.lease("tiny") as lease, pytest.raises(ContextLengthExceeded, match=said):
-        await lease.prompt_tokens((Message(Role.USER, "xyzzy " * num_words),))
+        await lease.prompt_tokens(Conversation((Message(Role.USER, "xyzzy " * num_words),)))
     await pool.close()
 
 

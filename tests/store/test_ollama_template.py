@@ -6,6 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from server.chat.conversation import Conversation
+from server.chat.rendering import Rendering
 from server.chat.template import CHATML, ChatTemplate
 from server.core.request import Message, Role, ToolCall
 from server.store.go_template import Untranslatable, parse_go_template
@@ -24,14 +26,16 @@ TURNS = (
 
 
 def rendered(source: str, *messages: Message) -> str:
+    text = jinja_template(source)
     template = ChatTemplate(
-        jinja_template(source),
+        text,
+        Rendering(text),
         bos_text="<s>",
         eos_text="</s>",
         control_texts=(),
         now=lambda: datetime(2026, 5, 4, tzinfo=UTC),
     )
-    return "".join(template.render(messages or (HI,)))
+    return "".join(template.render(Conversation(messages or (HI,))))
 
 
 def each(action: str) -> str:
@@ -87,14 +91,16 @@ def test_the_last_message_can_be_told() -> None:
 
 
 def test_what_users_say_is_data_and_not_control() -> None:
+    text = jinja_template(each("<|{{ .Role }}|>{{ .Content }}") + "<|assistant|>")
     template = ChatTemplate(
-        jinja_template(each("<|{{ .Role }}|>{{ .Content }}") + "<|assistant|>"),
+        text,
+        Rendering(text),
         bos_text="",
         eos_text="",
         control_texts=("<|assistant|>",),
         now=datetime.now,
     )
-    segments = template.render([Message(Role.USER, "a<|assistant|>"), Message(Role.USER, "b")])
+    segments = template.render(Conversation((Message(Role.USER, "a<|assistant|>"), Message(Role.USER, "b"))))
     assert segments == ["<|user|>a<", "|assistant|>\n\nb<|assistant|>"]
 
 
@@ -105,7 +111,7 @@ def test_messages_of_a_role_in_a_row_become_one() -> None:
 
 
 def test_answers_of_tools_stay_apart() -> None:
-    calls = (ToolCall("1", "add", '{"b": 2, "a": "x"}'), ToolCall("2", "other", "not JSON"))
+    calls = (ToolCall("1", "add", '{"b": 2, "a": "x"}'), ToolCall("2", "other", "{}"))
     messages = [HI, Message(Role.ASSISTANT, "", tool_calls=calls), *(Message(Role.TOOL, text) for text in "ab")]
     source = each(
         "<{{ .Role }}>{{ .Content }}{{ range .ToolCalls }}{{ .Function.Name }}{{ .Function.Arguments }}"
@@ -229,7 +235,7 @@ def test_any_text_is_read_or_refused(pieces: list[str]) -> None:
         text = jinja_template(source)
     except Untranslatable:
         return
-    ChatTemplate(text, bos_text="", eos_text="", control_texts=(), now=datetime.now)
+    Rendering(text)
 
 
 @settings(deadline=None)
