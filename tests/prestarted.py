@@ -2,12 +2,13 @@
 
 Importing takes a second of CPU time, and tests start servers and commands by the hundred. A fork has a pid, standard
 streams, an environment, a working directory, signals and an end of its own, like any process; what it does not show is
-how the interpreter starts and what is imported when. A test about that, or about a terminal, starts the program itself.
+how the interpreter starts and what is imported when. A test about that starts the program itself.
 """
 
 from __future__ import annotations
 
 import atexit
+import fcntl
 import functools
 import gc
 import importlib
@@ -21,14 +22,15 @@ import signal
 import socket
 import subprocess
 import sys
+import termios
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from io import TextIOWrapper
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import IO, Any, Self
 
 _LATE_IMPORTS = (
     "anyio._backends._asyncio",
@@ -41,25 +43,38 @@ _LATE_IMPORTS = (
 """What libraries import once they are used."""
 _READ_AT_START = ("PYTHON", "LC_", "LANG", "LD_", "OMP_", "GOMP_", "OPENBLAS_", "MALLOC_", "GLIBC_", "CUDA_", "GGML_")
 """How the names of variables begin that the interpreter and native libraries read before anything else is done."""
+_TAKES_THE_TERMINAL = (
+    "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
+)
+"""Without a terminal of its own, a program would hear nothing of Ctrl-C."""
 _MAX_REQUEST_BYTES = 2**18
 _NUM_DESCRIPTORS = 4
 
 
 class Fork:
-    """``llmspell`` with these arguments; what tests use of ``subprocess.Popen``. All streams are text, and pipes."""
+    """``llmspell`` with these arguments; what tests use of ``subprocess.Popen``. All streams are text."""
 
-    def __init__(self, *arguments: str, env: Mapping[str, str], cwd: Path | None = None) -> None:
-        """Start it."""
-        theirs, ours = zip(*(_pipe_from(is_input=is_input) for is_input in (True, False, False, False)), strict=True)
-        _template().send({"arguments": arguments, "env": dict(env), "cwd": str(cwd or Path.cwd())}, theirs)
-        for descriptor in theirs:
-            os.close(descriptor)
-        *streams, self._status = ours
-        self.stdin, self.stdout, self.stderr = (
-            open(descriptor, mode, encoding="utf-8")  # noqa: SIM115, PTH123 - open as long as the process is known
-            for descriptor, mode in zip(streams, "wrr", strict=True)
-        )
+    def __init__(
+        self, *arguments: str, env: Mapping[str, str], cwd: Path | None = None, terminal: int | None = None
+    ) -> None:
+        """Start it with three pipes, or on a terminal, which becomes its own."""
         self.args = arguments
+        request = {"arguments": arguments, "env": dict(env), "cwd": str(cwd or Path.cwd())}
+        self._status, status = os.pipe()
+        self.stdin: IO[str] | None = None
+        self.stdout: IO[str] | None = None
+        self.stderr: IO[str] | None = None
+        if terminal is None:
+            theirs, ours = zip(os.pipe(), reversed(os.pipe()), reversed(os.pipe()), strict=True)
+            self.stdin, self.stdout, self.stderr = (
+                open(descriptor, mode, encoding="utf-8")  # noqa: SIM115, PTH123 - open as long as the process is known
+                for descriptor, mode in zip(ours, "wrr", strict=True)
+            )
+            _template().send(request, [*theirs, status])
+            _close(*theirs)
+        else:
+            _template().send(request | {"has_terminal": True}, [terminal, terminal, terminal, status])
+        _close(status)
         self.pid = int(self._next_number(None))
         self.returncode: int | None = None
 
@@ -98,7 +113,8 @@ class Fork:
 
         """
         deadline = None if timeout is None else time.monotonic() + timeout
-        written = {}
+        assert self.stdin is not None
+        written: dict[IO[str] | None, str] = {}
         readers = [
             threading.Thread(target=lambda each=stream: written.update({each: each.read()}), daemon=True)
             for stream in (self.stdout, self.stderr)
@@ -132,7 +148,7 @@ class Fork:
         self.send_signal(signal.SIGKILL)
 
     def _close_streams(self) -> None:
-        for stream in (self.stdin, self.stdout, self.stderr):
+        for stream in filter(None, (self.stdin, self.stdout, self.stderr)):
             with suppress(BrokenPipeError):
                 stream.close()
 
@@ -148,15 +164,27 @@ Running = Fork | subprocess.Popen[str]
 Start = Callable[..., Running]
 
 
-def start(*arguments: str, env: Mapping[str, str], cwd: Path | None = None) -> Running:
-    """Start ``llmspell`` with these arguments and three pipes, by the quickest way that shows the same."""
-    return (Fork if _can_be_forked(env) else start_alone)(*arguments, env=env, cwd=cwd)
+def start(*arguments: str, env: Mapping[str, str], cwd: Path | None = None, terminal: int | None = None) -> Running:
+    """Start ``llmspell`` with three pipes, or on a terminal, which becomes its own: in the quickest way there is."""
+    return (Fork if _can_be_forked(env) else start_alone)(*arguments, env=env, cwd=cwd, terminal=terminal)
 
 
-def start_alone(*arguments: str, env: Mapping[str, str], cwd: Path | None = None) -> subprocess.Popen[str]:
+def start_alone(
+    *arguments: str, env: Mapping[str, str], cwd: Path | None = None, terminal: int | None = None
+) -> subprocess.Popen[str]:
     """Start it as users do."""
-    command, pipe = [sys.executable, "-m", "server", *arguments], subprocess.PIPE
-    return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, encoding="utf-8", env=env, cwd=cwd)
+    before = [] if terminal is None else ["-c", _TAKES_THE_TERMINAL, sys.executable]
+    stream = subprocess.PIPE if terminal is None else terminal
+    return subprocess.Popen(
+        [sys.executable, *before, "-m", "server", *arguments],
+        stdin=stream,
+        stdout=stream,
+        stderr=stream,
+        encoding="utf-8",
+        env=env,
+        cwd=cwd,
+        start_new_session=terminal is not None,
+    )
 
 
 def run(
@@ -184,12 +212,6 @@ def _can_be_forked(env: Mapping[str, str]) -> bool:
     return sys.platform == "linux" and read_at_start(env) == read_at_start(os.environ)
 
 
-def _pipe_from(*, is_input: bool) -> tuple[int, int]:
-    """Make a pipe; the end of the process comes first, ours second."""
-    reading, writing = os.pipe()
-    return (reading, writing) if is_input else (writing, reading)
-
-
 class _Template:
     """The process that has imported everything, as its users see it."""
 
@@ -203,7 +225,7 @@ class _Template:
             )
         atexit.register(self.close)
 
-    def send(self, request: Mapping[str, Any], descriptors: tuple[int, ...]) -> None:
+    def send(self, request: Mapping[str, Any], descriptors: Sequence[int]) -> None:
         """Have it fork; ``descriptors`` are three standard streams, and where pid and exit code are written."""
         socket.send_fds(self._socket, [json.dumps(request).encode()], descriptors)
 
@@ -286,9 +308,16 @@ def _become(request: Mapping[str, Any], streams: list[int]) -> list[str]:
     for number, descriptor in enumerate(streams):
         os.dup2(descriptor, number)
     _close(*streams)
+    if "has_terminal" in request:
+        os.setsid()
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
     sys.stdin, sys.stdout, sys.stderr = (
-        TextIOWrapper(os.fdopen(number, mode, closefd=False), errors=errors, line_buffering=number == 2)
-        for number, mode, errors in ((0, "rb", "strict"), (1, "wb", "strict"), (2, "wb", "backslashreplace"))
+        TextIOWrapper(os.fdopen(number, mode, closefd=False), errors=errors, line_buffering=in_lines)
+        for number, mode, errors, in_lines in (
+            (0, "rb", "strict", False),
+            (1, "wb", "strict", os.isatty(1)),
+            (2, "wb", "backslashreplace", True),
+        )
     )
     os.environ.clear()
     os.environ.update(request["env"])

@@ -36,6 +36,24 @@ def test_streams_exit_code_environment_and_directory(start: prestarted.Start, tm
 
 
 @START
+def test_a_terminal(start: prestarted.Start, tmp_path: Path) -> None:
+    ours, theirs = os.openpty()
+    process = start("chat", "--demo", env={**os.environ, "TERM": "dumb"}, cwd=tmp_path, terminal=theirs)
+    os.close(theirs)
+    try:
+        for shown, keys in ((b">>> ", b"\x03"), (b"to leave)", b"\x04")):  # Ctrl-C reaches whose terminal it is
+            received = b""
+            while shown not in received:
+                received += os.read(ours, 4096)
+            os.write(ours, keys)
+        assert process.wait(PATIENCE) == 0
+    finally:
+        process.kill()
+        process.wait(PATIENCE)
+        os.close(ours)
+
+
+@START
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_signals(start: prestarted.Start, number: signal.Signals) -> None:
     with start("chat", "--demo", env=os.environ) as process:  # waits for the end of the question

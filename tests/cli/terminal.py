@@ -5,33 +5,23 @@ from __future__ import annotations
 import os
 import pty
 import select
-import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from typing import Self
 
+import prestarted
+
 PATIENCE = 120.0
-_TAKES_THE_TERMINAL = (
-    "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
-)
-"""Without a terminal of its own, a program would hear nothing of Ctrl-C."""
 CTRL_C, CTRL_D = "\x03", "\x04"
 
 
 class Terminal:
     """A context manager; ``shown`` is all that the program has written."""
 
-    def __init__(self, command: Sequence[str], variables: Mapping[str, str]) -> None:
+    def __init__(self, arguments: Sequence[str], variables: Mapping[str, str]) -> None:
         self._ours, theirs = pty.openpty()
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", _TAKES_THE_TERMINAL, *command],
-            stdin=theirs,
-            stdout=theirs,
-            stderr=theirs,
-            env={**os.environ, "TERM": "dumb", **variables},
-            start_new_session=True,
-        )
+        environ = {**os.environ, "TERM": "dumb", **variables}
+        self.process = prestarted.start(*arguments, env=environ, terminal=theirs)
         os.close(theirs)
         self.shown = ""
         self._seen = 0

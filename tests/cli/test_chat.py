@@ -169,18 +169,12 @@ def test_wrong_usage_is_exit_code_2(arguments: list[str]) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
 def test_a_stopped_answer(daemon: FakeOllama, number: signal.Signals) -> None:
-    with subprocess.Popen(
-        command("endless"),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=os.environ | using(daemon),
-    ) as process:
+    with prestarted.start("chat", "endless", env=os.environ | using(daemon)) as process:
         assert process.stdin is not None
         assert process.stdout is not None
-        process.stdin.write(b"Hello")
+        process.stdin.write("Hello")
         process.stdin.close()
-        assert process.stdout.read(5) == b" word"
+        assert process.stdout.read(5) == " word"
         process.send_signal(number)
         assert process.wait(TIMEOUT) == 128 + number
         daemon.wait_for(lambda: daemon.num_running == 0)
@@ -247,7 +241,7 @@ def test_a_failure_within_the_answer() -> None:
 
 
 def test_a_conversation(daemon: FakeOllama, tmp_path: Path) -> None:
-    with Terminal(command("echo", "--system", "Be kind.", "--timings"), using(daemon)) as terminal:
+    with Terminal(("chat", "echo", "--system", "Be kind.", "--timings"), using(daemon)) as terminal:
         terminal.wait_for("local/echo:latest, without a server. /help lists commands, Ctrl-D leaves.\n")
         for text in ("first words", "second words"):
             terminal.wait_for(">>> ")
@@ -271,7 +265,7 @@ def test_a_conversation(daemon: FakeOllama, tmp_path: Path) -> None:
 
 
 def test_ctrl_c_stops_the_answer_and_then_the_program(daemon: FakeOllama) -> None:
-    with Terminal(command("endless"), using(daemon)) as terminal:
+    with Terminal(("chat", "endless"), using(daemon)) as terminal:
         terminal.wait_for(">>> ")
         terminal.type("Go on.")
         terminal.wait_for(" word word word")
@@ -289,7 +283,7 @@ def test_ctrl_c_stops_the_answer_and_then_the_program(daemon: FakeOllama) -> Non
 
 @pytest.mark.parametrize("typed", ["", "Go on."], ids=["at the prompt", "within an answer"])
 def test_sigterm_ends_a_conversation(daemon: FakeOllama, typed: str) -> None:
-    with Terminal(command("endless"), using(daemon)) as terminal:
+    with Terminal(("chat", "endless"), using(daemon)) as terminal:
         terminal.wait_for(">>> ")
         if typed:
             terminal.type(typed)
@@ -300,7 +294,7 @@ def test_sigterm_ends_a_conversation(daemon: FakeOllama, typed: str) -> None:
 
 
 def test_ctrl_c_at_the_prompt(daemon: FakeOllama) -> None:
-    with Terminal(command("echo"), using(daemon)) as terminal:
+    with Terminal(("chat", "echo"), using(daemon)) as terminal:
         terminal.wait_for(">>> ")
         terminal.press("half a quest" + CTRL_C)
         terminal.wait_for("to leave)")
@@ -313,7 +307,7 @@ def test_ctrl_c_at_the_prompt(daemon: FakeOllama) -> None:
 
 
 def test_a_model_cannot_change_the_terminal(daemon: FakeOllama) -> None:
-    with Terminal(command("rude"), using(daemon)) as terminal:
+    with Terminal(("chat", "rude"), using(daemon)) as terminal:
         terminal.wait_for(">>> ")
         terminal.type("Blush.")
         terminal.wait_for("[31mred")
@@ -321,14 +315,14 @@ def test_a_model_cannot_change_the_terminal(daemon: FakeOllama) -> None:
 
 
 def test_reasoning_is_dimmed(daemon: FakeOllama) -> None:
-    with Terminal(command("think"), using(daemon)) as terminal:
+    with Terminal(("chat", "think"), using(daemon)) as terminal:
         terminal.wait_for(">>> ")
         terminal.type("2 + 2?")
         terminal.wait_for("\x1b[2mTwo and two.\x1b[22m\n\nFour.\n")
 
 
 def test_a_model_that_is_not_there_is_found_out_before_anybody_types(daemon: FakeOllama) -> None:
-    with Terminal(command("ecko"), using(daemon)) as terminal:
+    with Terminal(("chat", "ecko"), using(daemon)) as terminal:
         assert terminal.exit_code() == 1
         assert "'ecko' does not exist here" in terminal.shown
         assert ">>> " not in terminal.shown
@@ -346,7 +340,7 @@ def test_a_load_is_seen() -> None:
 
     with (
         Answering(whole({"id": "local/x"}), loading) as server,
-        Terminal(command("x", "--server", server.url), {}) as terminal,
+        Terminal(("chat", "x", "--server", server.url), {}) as terminal,
     ):
         terminal.wait_for(f"local/x, on the server at {server.url}.")
         terminal.wait_for(">>> ")
