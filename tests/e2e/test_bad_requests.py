@@ -65,11 +65,12 @@ BAD: dict[str, tuple[bytes, int, str, str | None]] = {
     "bias too big": (changed(logit_bias={"1": 101}), 400, "invalid_value", "logit_bias.1"),
     "stream text": (changed(stream="yes"), 400, "invalid_value", "stream"),
     "stream_options alone": (changed(stream_options={}), 400, "invalid_value", "stream_options"),
-    "tools": (
-        changed(tools=[{"type": "function", "function": {"name": "f"}}]), 400, "unsupported_parameter", "tools",
+    "functions": (changed(functions=[{"name": "f"}]), 400, "unsupported_parameter", "functions"),
+    "a tool without a name": (
+        changed(tools=[{"type": "function", "function": {}}]), 400, "invalid_value", "tools[0].function.name",
     ),
     "response_format": (
-        changed(response_format={"type": "json_object"}), 400, "unsupported_parameter", "response_format",
+        changed(response_format={"type": "json_schema"}), 400, "invalid_value", "response_format.json_schema",
     ),
     "unknown parameter": (changed(max_token=1), 400, "unsupported_parameter", "max_token"),
     "long prompt": (

@@ -71,6 +71,22 @@ SENSIBLE: dict[str, st.SearchStrategy[Any]] = {
     "logprobs": st.booleans(),
     "user": TEXT,
 }
+FUNCTION = st.fixed_dictionaries({"name": TEXT | st.just("f")}, optional={"parameters": JSON, "strict": JSON})
+DEMANDS: dict[str, st.SearchStrategy[object]] = {
+    "tools": st.lists(st.fixed_dictionaries({"type": st.just("function"), "function": FUNCTION}), max_size=3),
+    "tool_choice": st.sampled_from(["none", "auto", "required", {"type": "function", "function": {"name": "f"}}]),
+    "parallel_tool_calls": st.booleans(),
+    "response_format": st.fixed_dictionaries(
+        {"type": st.sampled_from(["text", "json_object", "json_schema"])},
+        optional={"json_schema": st.fixed_dictionaries({"name": st.just("a"), "schema": JSON})},
+    ),
+    "grammar": TEXT.map(json.dumps).map("root ::= {}".format),
+    "guided_regex": TEXT,
+    "guided_choice": st.lists(TEXT, max_size=4),
+    "reasoning_effort": st.sampled_from(["none", "low", "high"]),
+    "thinking_budget": st.integers(0, 8),
+    "chat_template_kwargs": st.dictionaries(TEXT, JSON, max_size=2),
+}
 VALID = st.fixed_dictionaries(
     {
         "model": st.just(DEMO),
@@ -86,8 +102,7 @@ WILD = st.fixed_dictionaries(
         "top_logprobs": st.integers(-1, 25),
         "stream_options": st.fixed_dictionaries({}, optional={"include_usage": st.booleans() | JSON}) | JSON,
         "metadata": st.dictionaries(TEXT, TEXT, max_size=2) | JSON,
-        "tools": JSON,
-        "response_format": JSON,
+        **{name: strategy | JSON for name, strategy in DEMANDS.items()},
         "surprise": JSON,
     },
 )
@@ -104,7 +119,7 @@ def check(body: str, response: httpx.Response) -> None:
         assert len(finished) == (json.loads(body).get("n") or 1)
     elif response.status_code == 200:
         choices = response.json()["choices"]
-        assert all(choice["finish_reason"] in {"stop", "length"} for choice in choices)
+        assert all(choice["finish_reason"] in {"stop", "length", "tool_calls"} for choice in choices)
     else:
         assert 400 <= response.status_code < 500, (body, response.text)
         assert response.json()["error"]["message"]

@@ -379,8 +379,8 @@ def test_errors_are_the_classes_of_the_client(client: OpenAI) -> None:
         ask(client, n=10_000)
     assert (bad.value.param, bad.value.type) == ("n", "invalid_request_error")
     with pytest.raises(openai.BadRequestError) as unsupported:
-        ask(client, response_format={"type": "json_object"})
-    assert (unsupported.value.code, unsupported.value.param) == ("unsupported_parameter", "response_format")
+        ask(client, functions=[{"name": "f"}])
+    assert (unsupported.value.code, unsupported.value.param) == ("unsupported_parameter", "functions")
     with pytest.raises(openai.BadRequestError) as long:
         ask(client, "word " * 20_000, stream=True)
     assert long.value.code == "context_length_exceeded"
