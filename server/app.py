@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -15,8 +15,10 @@ from server.backends.llamacpp import LlamaCppBackend
 from server.backends.ollama.backend import OllamaBackend
 from server.config import Settings, cache_directory, inherited_environment
 from server.config_sources import home_directory
-from server.core.model_spec import BackendName, parse_model_spec
+from server.core.model_spec import BackendName, equivalent_names, parse_model_spec
 from server.core.ports import Backend, Residency
+from server.core.request import ReasoningOutput
+from server.pool.config import ModelConfig
 from server.pool.footprint_file import FootprintFile
 from server.pool.pool import Pool
 from server.router import ModelRouter
@@ -61,7 +63,7 @@ def create_application(settings: Settings) -> Application:
     )
     pool = Pool(models, settings.llamacpp, index=disk.index, footprints=footprints)
     backends: list[Backend] = [LlamaCppBackend(pool)]
-    ollama = OllamaBackend(settings.ollama, inherited_environment()) if settings.ollama.enabled else None
+    ollama = _ollama(settings, models)
     if ollama is not None:
         backends.append(ollama)
     fetcher = disk.library if settings.store.auto_pull else None
@@ -97,3 +99,13 @@ def create_application(settings: Settings) -> Application:
 
     api = create_api(router, settings.api, lifespan, pool, disk.library, disk.ollama)
     return Application(api, preload, disk.library.end_pulls, router, pool)
+
+
+def _ollama(settings: Settings, models: Mapping[str, ModelConfig]) -> OllamaBackend | None:
+    if not settings.ollama.enabled:
+        return None
+
+    def reasoning(model: str) -> ReasoningOutput:
+        return next((models[name] for name in equivalent_names(model) if name in models), ModelConfig()).reasoning
+
+    return OllamaBackend(settings.ollama, inherited_environment(), reasoning=reasoning)
