@@ -89,10 +89,18 @@ def answer_form(request: ChatRequest) -> AnswerForm | None:
     wanted = request.response_format
     if request.tools and request.tool_choice.mode is ToolChoiceMode.REQUIRED:
         return JsonCall(_checked_tools(request))
-    answer = None if wanted is None else _text_form(request, wanted)
-    if answer is not None and request.tools and request.tool_choice.mode is ToolChoiceMode.AUTO:
-        return JsonCall(_checked_tools(request), answer)
-    return answer
+    if wanted is None:
+        return None
+    answer = _text_form(request, wanted)
+    is_free = bool(request.tools) and request.tool_choice.mode is ToolChoiceMode.AUTO
+    form = JsonCall(_checked_tools(request), answer) if is_free else answer
+    if not form.is_streamed and request.top_logprobs is not None:
+        raise UnsupportedParameter(
+            "Unsupported parameter: 'logprobs' is not available on the backend ollama for answers that the model "
+            "writes as part of JSON: with guided_choice, and with tools and response_format; leave one of them out.",
+            param="logprobs",
+        )
+    return form
 
 
 def check_strict_tools(request: ChatRequest) -> None:
@@ -132,12 +140,6 @@ def _text_form(request: ChatRequest, wanted: ResponseFormat) -> JsonText | Quote
             check_validatable(wanted.schema, param=param)
             return JsonText(wanted.schema, dict(wanted.schema) or "json", may_be_cut=bool(request.stop))
         case ChoiceFormat():
-            if request.top_logprobs is not None:
-                raise UnsupportedParameter(
-                    "Unsupported parameter: 'logprobs' with 'guided_choice' on the backend ollama, where the tokens "
-                    "are those of JSON; leave one of them out.",
-                    param="logprobs",
-                )
             return QuotedChoice(wanted.choices)
         case GrammarFormat():
             raise _refused("grammar")

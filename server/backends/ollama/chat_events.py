@@ -70,8 +70,11 @@ class ChatDecoder:
         self._answer.add(thinking, text, self._logprobs(entry) if self._wants_logprobs else (), events)
         for call in message.get("tool_calls") or ():
             function = call["function"]
-            arguments = orjson.dumps(function.get("arguments") or {}).decode()
-            self._answer.call(str(function["name"]), arguments, str(call.get("id") or "") or None, events)
+            arguments = function.get("arguments") or {}
+            if not isinstance(arguments, dict):
+                raise TypeError(arguments)
+            call_id = str(call.get("id") or "") or None
+            self._answer.call(str(function["name"]), orjson.dumps(arguments).decode(), call_id, events)
         if entry.get("done"):
             finished = Finished(self._usage(entry), _timings(entry))
             self._answer.finish(events, is_cut=entry.get("done_reason") == "length")

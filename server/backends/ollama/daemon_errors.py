@@ -170,6 +170,11 @@ def _invalid(param: str) -> Callable[[str], LlmspellError]:
 
 
 _MEANINGS: tuple[tuple[tuple[str, ...], Callable[[str], LlmspellError]], ...] = (
+    # first: the sentences quote the model, which may have written anything
+    (
+        ("produced output that does not match", "error parsing tool call", "incomplete glm tool call"),
+        lambda message: InvalidOutput(f"Ollama cannot read what the model answered: {message}. Try again."),
+    ),
     (
         (
             "exceeds the available context",
@@ -191,10 +196,6 @@ _MEANINGS: tuple[tuple[tuple[str, ...], Callable[[str], LlmspellError]], ...] = 
             f"A function call ended too early at Ollama ({message}); raise max_tokens, or leave it out.",
             param="max_tokens",
         ),
-    ),
-    (
-        ("output that does not match the expected",),
-        lambda message: InvalidOutput(f"Ollama cannot read what the model answered: {message}. Try again."),
     ),
     (("does not support chat", "does not support completion"), _invalid("model")),
     (

@@ -134,6 +134,11 @@ def test_half_a_choice_that_is_no_text(text: str) -> None:
         (asked(response_format=RegexFormat("[a-z]+")), UnsupportedParameter, "guided_regex"),
         (asked(response_format=ChoiceFormat(("a",)), top_logprobs=0), UnsupportedParameter, "logprobs"),
         (
+            asked(response_format=JsonObjectFormat(), tools=(WEATHER,), top_logprobs=2),
+            UnsupportedParameter,
+            "logprobs",
+        ),
+        (
             asked(response_format=JsonSchemaFormat({"type": "odd"})),
             InvalidRequest,
             "response_format.json_schema.schema",

@@ -206,6 +206,8 @@ def test_half_a_line_at_the_end() -> None:
         '{"message": {"content": "a", "tool_calls": 5}}',
         '{"message": {"content": "a", "tool_calls": ["weather"]}}',
         '{"message": {"content": "a", "tool_calls": [{"function": {"arguments": {}}}]}}',
+        '{"message": {"content": "", "tool_calls": [{"function": {"name": "time", "arguments": "{}"}}]}}',
+        '{"message": {"content": "", "tool_calls": [{"function": {"name": "time", "arguments": [1]}}]}}',
         '{"message": {"content": "a"}, "done": true, "eval_count": "many"}',
         '{"message": {"content": "a"}, "done": true, "eval_count": {"a": 1}}',
         '{"message": {"content": "a"}, "done": true, "eval_count": 1e999}',

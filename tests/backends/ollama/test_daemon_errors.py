@@ -11,6 +11,7 @@ from server.core.errors import (
     BackendError,
     ContextLengthExceeded,
     InsufficientMemory,
+    InvalidOutput,
     InvalidRequest,
     LlmspellError,
     ModelLoadingFailed,
@@ -32,7 +33,11 @@ FIELD = "Field 'json_schema': \"json_schema\": JSON schema conversion failed:\nJ
 NO_PROGRAM = "error starting llama-server: llama-server binary not found (checked: /usr/lib/ollama/llama-server)"
 EXITED = "llama-server process has terminated: exit status 1: error: cannot open shared object file: No such file"
 EOF = "an error was encountered while running the model: unexpected EOF"
-NO_PARSE = "llama-server chat error: map[code:500 message:The model produced output that does not match the format]"
+NO_PARSE = (
+    "llama-server chat error: map[code:500 message:The model produced output that does not match the expected "
+    "peg-native format type:server_error]"
+)
+GARBLED_CALL = 'error parsing tool call: raw=\'{"grammar": "out of memory\', err=unexpected end of JSON input'
 BAD_CALL = 'llama-server returned invalid tool call arguments for "get_weather": unexpected end of JSON input'
 BAD_TOOL = 'Failed to parse tools: Unsupported tool type: {"type":"","function":{"name":""}}; tools = [\n  {\n  }\n]'
 
@@ -85,7 +90,8 @@ SENTENCES: list[tuple[int, bytes, type[LlmspellError], str | None]] = [
     (400, nested(400, "penalty_repeat must be finite and greater than 0"), InvalidRequest, None),
     (500, plain('option "num_predict" must be of type integer'), BackendError, None),
     (500, plain(EOF), BackendError, None),
-    (500, plain(NO_PARSE), BackendError, None),
+    (500, plain(NO_PARSE), InvalidOutput, None),
+    (500, plain(GARBLED_CALL), InvalidOutput, None),
     (500, plain(BAD_CALL), InvalidRequest, "max_tokens"),
     (500, nested(500, "tools param requires --jinja flag", "server_error"), BackendError, None),
     (401, plain("unauthorized"), BackendError, None),
