@@ -9,6 +9,39 @@ from collections.abc import Sequence
 from server.core.events import TokenLogprob
 
 
+class StopSearch:
+    """Looks for stop strings in a text that grows, and holds back what may become one.
+
+    When a stop string is complete, ``stopped`` turns true and neither it nor what follows is released.
+    """
+
+    def __init__(self, stop: Sequence[str]) -> None:
+        self.stopped = False
+        self._stop = tuple(stop)
+        self._held = ""
+
+    def push(self, text: str) -> str:
+        """Add text and return what became certain."""
+        if not self._stop:
+            return text
+        if self.stopped:
+            return ""
+        text = self._held + text
+        end = _find_stop(text, self._stop)
+        if end is not None:
+            self.stopped = True
+            self._held = ""
+        else:
+            end = len(text) - _held_back_len(text, self._stop)
+            self._held = text[end:]
+        return text[:end]
+
+    def flush(self) -> str:
+        """Return what was held back: it becomes no stop string any more. The next text begins anew."""
+        held, self._held = self._held, ""
+        return held
+
+
 class Detokenizer:
     """The text of one sequence as it grows.
 
@@ -17,13 +50,16 @@ class Detokenizer:
     """
 
     def __init__(self, stop: Sequence[str]) -> None:
-        self.stopped = False
-        self._stop = tuple(stop)
+        self._search = StopSearch(stop)
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._held = ""
         self._num_decoded = 0
         self._num_released = 0
         self._logprobs: deque[tuple[int, TokenLogprob]] = deque()
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string has ended the text."""
+        return self._search.stopped
 
     def push(self, piece: bytes, logprob: TokenLogprob | None = None) -> str:
         """Add a token's bytes and return the text that became certain."""
@@ -31,10 +67,9 @@ class Detokenizer:
             self._logprobs.append((self._num_decoded, logprob))
         text = self._decoder.decode(piece)
         self._num_decoded += len(text)
-        if not self._stop:
-            self._num_released += len(text)
-            return text
-        return self._release(self._held + text)
+        released = self._search.push(text)
+        self._num_released += len(released)
+        return released
 
     def flush(self) -> str:
         """End the text: return what was held back, unless a stop string already ended it."""
@@ -42,11 +77,8 @@ class Detokenizer:
             return ""
         text = self._decoder.decode(b"", final=True)
         self._num_decoded += len(text)
-        released = self._release(self._held + text)
-        if not self.stopped:
-            released += self._held
-            self._num_released += len(self._held)
-        self._held = ""
+        released = self._search.push(text) + self._search.flush()
+        self._num_released += len(released)
         return released
 
     def take_logprobs(self) -> tuple[TokenLogprob, ...]:
@@ -63,17 +95,6 @@ class Detokenizer:
             taken += tuple(entry for _, entry in self._logprobs)
         self._logprobs.clear()
         return taken
-
-    def _release(self, text: str) -> str:
-        end = _find_stop(text, self._stop)
-        if end is not None:
-            self.stopped = True
-            self._held = ""
-        else:
-            end = len(text) - _held_back_len(text, self._stop)
-            self._held = text[end:]
-        self._num_released += end
-        return text[:end]
 
 
 def _find_stop(text: str, stop: Sequence[str]) -> int | None:

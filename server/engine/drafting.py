@@ -88,7 +88,7 @@ def draft_lengths(
 
     Args:
         drafts: of some of the decoding sequences.
-        num_decodes: decoding sequences, each of which adds one token to the step anyway.
+        num_decodes: known tokens of decoding sequences, one or more of each, that the step computes anyway.
         seconds: what a step of a number of tokens takes, ``None`` as long as nothing is known.
         most_tokens: all drafts together get no more.
         most_seconds: no draft makes a step longer than this.

@@ -360,9 +360,11 @@ class Engine:
             generation.events += sequence.advance(rows, draft, drawn)
             self._cells.cut(sequence, min(sequence.num_computed, sequence.num_confirmed))
         except Exception as error:
-            _log.exception("Sampling failed; the request is answered with an error.")
-            num_sure = sequence.num_confirmed if draft else len(sequence.tokens)
-            self._cells.cut(sequence, min(sequence.num_computed, num_sure))
+            if isinstance(error, LlmspellError):
+                _log.warning("A request is answered with an error: %s", error.message)
+            else:
+                _log.exception("Sampling failed; the request is answered with an error.")
+            self._cells.cut(sequence, min(sequence.num_computed, sequence.num_confirmed))
             self._fail([generation], _as_backend_error(error))
             return
         if generation.num_completion_tokens and generation.first_token_at is None:

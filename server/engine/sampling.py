@@ -60,12 +60,20 @@ class Sampler:
 
     def sample(self, logits: Logits) -> int:
         """Choose a token and remember it. ``logits``, one row of the vocabulary, is not changed."""
-        token = choose(self.adjust(logits), self._parameters, self._random)
+        token = self.draw(self.adjust(logits))
+        self.observe(token)
+        return token
+
+    def observe(self, token: int) -> None:
+        """Let the penalties see a token of the completion."""
         if self._counts_output:
             self._counts[token] += 1
         if self._watches_recent:
             self._recent.append(token)
-        return token
+
+    def draw(self, adjusted: Logits) -> int:
+        """Return the position of one of some logits that are adjusted already: all of the vocabulary, or some."""
+        return choose(adjusted, self._parameters, self._random)
 
     def adjust(self, logits: Logits) -> Logits:
         """Apply bias and penalties; ``logits`` itself is returned where there are none, and never changed."""

@@ -35,12 +35,13 @@ class Demand:
 
     Attributes:
         sequence_id: names it in the plan.
-        num_missing: known tokens that are not computed; of a decoding sequence the token that was sampled last.
+        num_missing: known tokens that are not computed; of a decoding sequence the token that was sampled last, and
+            those that a grammar put behind it.
         is_decoding: whether the prompt is computed.
         num_computed: tokens that precede the missing ones.
         key: the API key that pays, any name for it; ``None`` is a key like the others.
         arrived_at: when the request came; seconds of any clock.
-        num_drafted: guessed tokens that could be verified after the missing one, if it is decoding.
+        num_drafted: guessed tokens that could be verified after the missing ones, if it is decoding.
 
     """
 
@@ -55,7 +56,7 @@ class Demand:
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """Tokens of one sequence to compute in the step; of a decoding one, all but the first are drafted."""
+    """Tokens of one sequence to compute in the step; of a decoding one, those behind the missing ones are drafted."""
 
     sequence_id: int
     num_tokens: int
@@ -95,7 +96,8 @@ def plan_step(
         Grants of at least one token, decodes before prompts; something, if there are demands.
 
     """
-    decodes = grant_decodes([demand for demand in demands if demand.is_decoding], batch_size)
+    decoding = [demand for demand in demands if demand.is_decoding]
+    decodes = grant_decodes(decoding, batch_size, most_behind(decoding, costs, target))
     width = sum(grant.num_tokens for grant in decodes)
     prompts = [demand for demand in demands if not demand.is_decoding]
     if not prompts:
@@ -104,14 +106,31 @@ def plan_step(
     return decodes + divide(prompts, allowance, costs.prices, shares)
 
 
-def grant_decodes(decodes: Sequence[Demand], batch_size: int) -> list[Grant]:
-    """Give every decoding sequence its token, then drafted ones in order while the batch has room."""
+def most_behind(decodes: Sequence[Demand], costs: StepCosts, target: float) -> int:
+    """Return how many tokens beyond one for each decoding sequence, all of them known, a step has the time for."""
+    wanted = sum(demand.num_missing - 1 for demand in decodes)
+    while wanted and (costs.widths.seconds(len(decodes) + wanted) or 0.0) > target:
+        wanted -= 1
+    return wanted
+
+
+def grant_decodes(decodes: Sequence[Demand], batch_size: int, num_behind: int = 0) -> list[Grant]:
+    """Give every decoding sequence a token, then further ones in order while the batch has room.
+
+    Args:
+        decodes: decoding sequences.
+        batch_size: most tokens of all.
+        num_behind: most known tokens beyond the first ones; drafted tokens can only follow when all known ones come.
+
+    """
     room = batch_size - len(decodes)
     grants = []
     for demand in decodes:
-        num_drafted = min(demand.num_drafted, room)
-        room -= num_drafted
-        grants.append(Grant(demand.sequence_id, 1 + num_drafted))
+        num_known = min(demand.num_missing - 1, num_behind, room)
+        num_drafted = min(demand.num_drafted, room - num_known) if num_known == demand.num_missing - 1 else 0
+        num_behind -= num_known
+        room -= num_known + num_drafted
+        grants.append(Grant(demand.sequence_id, 1 + num_known + num_drafted))
     return grants
 
 

@@ -38,7 +38,7 @@ class Speculation:
         drafts = [self._draft(sequence, min(room, sequence.num_left - 1)) for sequence in running]
         lengths = draft_lengths(
             drafts,
-            num_decodes=len(running),
+            num_decodes=sum(sequence.num_missing for sequence in running),
             seconds=costs.widths.hopeful_seconds,
             most_tokens=room,
             most_seconds=target,

@@ -4,14 +4,28 @@ from __future__ import annotations
 
 import threading
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from server.chat.answer_format import AnswerParser
 from server.core.errors import NoFreeCells
-from server.core.events import ChoiceFinished, Event, Failed, Finished, FinishReason, Started, TextDelta, TokenLogprob
+from server.core.events import (
+    ChoiceFinished,
+    Event,
+    Failed,
+    Finished,
+    FinishReason,
+    ReasoningDelta,
+    Started,
+    TextDelta,
+    TokenLogprob,
+    ToolCallDelta,
+)
 from server.core.request import SamplingParameters
+from server.engine.answer import ThinkingLimit
+from server.engine.constraint import Constraint
 from server.engine.drafting import Draft, Drafter
 from server.engine.engine import Delivery, Engine, EngineOptions
 from server.engine.kv_cells import Saving
@@ -373,6 +387,22 @@ class Heard:
     def text(self, index: int = 0) -> str:
         return "".join(event.text for event in self.events if isinstance(event, TextDelta) and event.index == index)
 
+    def reasoning(self, index: int = 0) -> str:
+        return "".join(e.text for e in self.events if isinstance(e, ReasoningDelta) and e.index == index)
+
+    def calls(self, index: int = 0) -> list[tuple[str | None, str]]:
+        """Names and arguments; the first delta of each call, and no other, has to name it."""
+        deltas = [event for event in self.events if isinstance(event, ToolCallDelta) and event.index == index]
+        calls: list[tuple[str | None, str]] = []
+        for delta in deltas:
+            is_new = delta.call == len(calls)
+            assert (delta.name is not None, delta.id is not None) == (is_new, is_new), delta
+            if is_new:
+                calls.append((delta.name, ""))
+            assert delta.call == len(calls) - 1, delta
+            calls[-1] = (calls[-1][0], calls[-1][1] + delta.arguments)
+        return calls
+
     def reason(self, index: int = 0) -> FinishReason:
         (reason,) = [e.reason for e in self.events if isinstance(e, ChoiceFinished) and e.index == index]
         return reason
@@ -443,9 +473,25 @@ class Harness:
         n: int = 1,
         top_logprobs: int | None = None,
         key: str | None = None,
+        new_parser: Callable[[], AnswerParser] | None = None,
+        new_constraint: Callable[[], Constraint] | None = None,
+        markers: Mapping[int, bytes] | None = None,
+        thinking: ThinkingLimit | None = None,
     ) -> int:
         tokens = letters(prompt) if isinstance(prompt, str) else prompt
-        request = GenerationRequest(np.array(tokens, dtype=np.int32), sampling, max_tokens, stop, n, top_logprobs, key)
+        request = GenerationRequest(
+            np.array(tokens, dtype=np.int32),
+            sampling,
+            max_tokens,
+            stop,
+            n,
+            top_logprobs,
+            key,
+            new_parser,
+            new_constraint,
+            markers or {},
+            thinking,
+        )
         return self.engine.submit(request)
 
     def step(self, times: int = 1) -> None:

@@ -9,14 +9,24 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.engine.scheduler import Demand, Grant, Key, Shares, charged, divide, grant_decodes, plan_step
+from server.engine.scheduler import (
+    Demand,
+    Grant,
+    Key,
+    Shares,
+    charged,
+    divide,
+    grant_decodes,
+    most_behind,
+    plan_step,
+)
 from server.engine.step_costs import Allowance, Prices, StepCosts, WidthSeconds
 
 PRICES = Prices(0.01)
 
 
-def decode(sequence_id: int, num_drafted: int = 0) -> Demand:
-    return Demand(sequence_id, 1, is_decoding=True, num_drafted=num_drafted)
+def decode(sequence_id: int, num_drafted: int = 0, *, num_missing: int = 1) -> Demand:
+    return Demand(sequence_id, num_missing, is_decoding=True, num_drafted=num_drafted)
 
 
 def prompt(sequence_id: int, num_missing: int, *, key: Key = None, at: float = 0.0, computed: int = 0) -> Demand:
@@ -41,6 +51,30 @@ def pairs(grants: Iterable[Grant]) -> list[tuple[int, int]]:
 )
 def test_decodes(decodes: list[Demand], expected: list[tuple[int, int]]) -> None:
     assert pairs(grant_decodes(decodes, 8)) == expected
+
+
+@pytest.mark.parametrize(
+    ("decodes", "num_behind", "expected"),
+    [
+        pytest.param([decode(0, num_missing=4), decode(1)], 9, [(0, 4), (1, 1)], id="all that is missing"),
+        pytest.param([decode(0, num_missing=4), decode(1, num_missing=3)], 4, [(0, 4), (1, 2)], id="as time allows"),
+        pytest.param([decode(0, num_missing=9), decode(1, num_missing=3)], 9, [(0, 7), (1, 1)], id="as room allows"),
+        pytest.param([decode(0, 2, num_missing=3), decode(1)], 9, [(0, 5), (1, 1)], id="then what is drafted"),
+        pytest.param([decode(0, 2, num_missing=3), decode(1)], 1, [(0, 2), (1, 1)], id="and not without it"),
+        pytest.param([decode(0, num_missing=3), decode(1, 3)], 0, [(0, 1), (1, 4)], id="drafts have their own time"),
+    ],
+)
+def test_decodes_that_are_behind(decodes: list[Demand], num_behind: int, expected: list[tuple[int, int]]) -> None:
+    assert pairs(grant_decodes(decodes, 8, num_behind)) == expected
+
+
+@pytest.mark.parametrize(("target", "expected"), [(0.5, 6), (0.081, 6), (0.06, 4), (0.02, 0), (0.001, 0)])
+def test_decodes_catch_up_as_fast_as_the_target_allows(target: float, expected: int) -> None:
+    costs = StepCosts()
+    assert most_behind([decode(0, num_missing=7), decode(1)], costs, target) == 6, "nothing is known yet"
+    costs.observe(num_decoded=2, prompts=(), seconds=0.02)
+    assert most_behind([decode(0, num_missing=7), decode(1)], costs, target) == expected
+    assert most_behind([decode(0), decode(1)], costs, target) == 0
 
 
 # The division of an allowance.
