@@ -83,6 +83,10 @@ class AnswerWriter:
         if is_apart:
             self._begin_structure()
 
+    def leave_out(self) -> None:
+        """Say that something stands here that is said to nobody; the space around it belongs to the format."""
+        self._begin_structure()
+
     def begin_call(self, name: str, call_id: str | None = None) -> None:
         """Begin a call; without an id of the model's own it gets one."""
         self._begin_structure()

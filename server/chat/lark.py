@@ -19,6 +19,7 @@ from server.core.request import (
     ResponseFormat,
 )
 
+_ANY = r"/(.|\n)*/"
 _SEPARATORS = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?"}
 """One line, as models write the arguments of calls."""
 _BOUNDED_SPACE = {"whitespace_pattern": "( |\\n {0,24})?"}
@@ -61,20 +62,25 @@ class LarkGrammar:
         pieces.append(quoted(text[position:]))
         return " ".join(piece for piece in pieces if piece != '""') or '""'
 
-    def any_text(self) -> str:
-        """Return an expression for any text without control tokens, the empty one too."""
-        self._names.setdefault("any text", "ANY_TEXT")
-        return "ANY_TEXT"
+    def any_text(self, *, without: str = "") -> str:
+        """Return an expression for any text without control tokens, the empty one too.
+
+        Where the marker ``without`` is written with control tokens, nothing stands for it that is written without them.
+        """
+        if not self._ids or not self._marker.search(without):
+            self._names.setdefault("any text", "ANY_TEXT")
+            return "ANY_TEXT"
+        return self.terminal(f"{_ANY} & ~/(.|\\n)*{_in_slashes(re.escape(without))}(.|\\n)*/")
 
     def through(self, marker: str) -> str:
         """Return an expression for any text up to a marker, and for the marker; parts of it may be control tokens."""
         control = self._marker.search(marker) if self._ids else None
         if control is None:
-            self.any_text()
-            return self.rule(f"ANY_TEXT {quoted(marker)}", is_lazy=True)
-        before = marker[: control.start()]
-        # text ends where a control token begins: what is plain of the marker before that is the end of the text
-        text = self.terminal(f"/(.|\\n)*/ {quoted(before)}") if before else self.any_text()
+            return self.rule(f"{self.any_text()} {quoted(marker)}", is_lazy=True)
+        text, before = self.any_text(without=marker), marker[: control.start()]
+        if before:
+            # text ends where a control token begins: what is plain of the marker before that is the end of the text
+            text = self.terminal(f"{text} & ({_ANY} {quoted(before)})")
         return f"{text} {self.literal(marker[control.start() :])}"
 
     def json(self, schema: Mapping[str, object]) -> str:
@@ -84,6 +90,24 @@ class LarkGrammar:
     def choice(self, texts: Iterable[str]) -> str:
         """Return an expression for one of several texts."""
         return self.rule(" | ".join(self.literal(text) for text in texts))
+
+    def separated(self, members: Sequence[tuple[str, bool]], separator: str) -> str:
+        """Return an expression for things in their order with a separator between those that are there.
+
+        The flag of each says whether it has to be; if none has to, all may be missing.
+        """
+        following = ""
+        firsts: list[str] = []
+        for member, is_required in reversed(members):
+            if is_required:
+                firsts = []
+            firsts.append(sequence([member, following]))
+            after = f"{quoted(separator)} {member}"
+            following = self.rule(sequence([after if is_required else f"({after})?", following]))
+        if not firsts:
+            return ""
+        is_optional = not any(is_required for _, is_required in members)
+        return f"({' | '.join(reversed(firsts))})" + ("?" if is_optional else "")
 
     def content(self, wanted: ResponseFormat | LarkFormat) -> str:
         """Return an expression for content in the form that a request demands."""
@@ -104,7 +128,7 @@ class LarkGrammar:
 
     def build(self, start: str) -> str:
         """Return the grammar whose texts ``start`` describes."""
-        any_text = ["ANY_TEXT: /(.|\\n)*/"] if "any text" in self._names else []
+        any_text = [f"ANY_TEXT: {_ANY}"] if "any text" in self._names else []
         text = "\n".join(["%llguidance {}", f"start: {start}", *self._rules, *any_text]) + "\n"
         if not self._side:
             return text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -154,7 +155,8 @@ class TaggedFormat:
         if plan.response_format is not None:
             return f"({calls} | {grammar.content(plan.response_format)})"
         later = sequence([grammar.through(self._calls.trigger), rest])
-        return f"({later})* {grammar.any_text()}" if plan.is_parallel else f"({later} | {grammar.any_text()})"
+        text = grammar.any_text(without=self._calls.trigger)
+        return f"({later})* {text}" if plan.is_parallel else f"({later} | {text})"
 
     def _read(self, scanner: Scanner, writer: AnswerWriter, plan: AnswerPlan) -> Reading[None]:
         yield from self._read_thinking_first(scanner, writer, plan)
@@ -171,6 +173,8 @@ class TaggedFormat:
                 writer.content(marker, scanner.offset - len(marker))
             elif marker == thinking:
                 yield from self._read_thinking(scanner, writer, plan)
+            else:
+                writer.leave_out()
 
     def _read_thinking_first(self, scanner: Scanner, writer: AnswerWriter, plan: AnswerPlan) -> Reading[None]:
         if self._thinking is None or plan.reasoning is ReasoningStart.NEVER:
@@ -201,16 +205,21 @@ class TaggedFormat:
 
 def read_calls(scanner: Scanner, writer: AnswerWriter, calls: CallSyntax, plan: AnswerPlan) -> Reading[None]:
     """Read calls whose trigger has been read; what turns out to be none is content."""
-    trigger_begin = scanner.offset - len(calls.trigger)
+    begin = scanner.offset - len(calls.trigger)
+    num_before = writer.num_calls
+
+    def has_begun() -> bool:
+        return writer.has_open_call or writer.num_calls > num_before
+
     scanner.mark()
-    try:
-        yield from calls.read(scanner, writer, plan)
-        is_call = writer.has_open_call or writer.num_calls > 0
-    except Malformed:
-        is_call = writer.has_open_call
+    with suppress(Malformed):
+        for _ in calls.read(scanner, writer, plan):
+            if has_begun():
+                scanner.lift()  # a long call is not kept
+            yield
     text, _ = scanner.lift()
-    if not is_call:
-        writer.content(calls.trigger + text, trigger_begin)
+    if not has_begun():
+        writer.content(calls.trigger + text, begin)
 
 
 class ReadingParser:

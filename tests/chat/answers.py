@@ -103,7 +103,7 @@ _WORDS = (
 )
 
 
-_ENDINGS = re.compile(r'ANY_TEXT ("(?:[^"\\\\]|\\\\.)*")')
+_ENDINGS = re.compile(r'ANY_TEXT ("(?:[^"\\]|\\.)*")')
 """What ends free text in a grammar: it would hardly come by chance."""
 
 
@@ -141,7 +141,9 @@ def made_up(
     """
     grammar = answer_format.grammar(plan, lambda _: None)
     assert grammar is not None
-    endings = {json.loads(ending) for ending in _ENDINGS.findall(grammar)} - answer_format.markers
+    endings = {json.loads(ending) for ending in _ENDINGS.findall(grammar)}
+    if not are_control:
+        endings -= answer_format.markers
     vocabulary = ByteVocabulary(answer_format.markers, sorted(endings), are_control=are_control)
     grammar = answer_format.grammar(plan, vocabulary.control.get)
     assert grammar is not None

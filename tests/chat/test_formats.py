@@ -81,15 +81,19 @@ class TestFormat:
         for tool in TOOLS:
             plan = AnswerPlan((tool,), must_call=True, is_parallel=False)
             texts = [made_up(answer_format, plan, seed, are_control=are_control) for seed in SEEDS]
-            assert any(texts)
-            for text in filter(None, texts):
-                answer = parse_however_cut(answer_format, plan, text)
+            finished = sorted(filter(None, texts), key=len)
+            assert finished
+            for text in finished:
+                answer = parse(answer_format, plan, [text])
                 assert [name for name, _ in answer.calls] == [tool.name], text
                 check_calls(answer.calls)
+            parse_however_cut(answer_format, plan, finished[0])
 
     def test_what_begins_as_a_call_becomes_one(self, answer_format: AnswerFormat, *, are_control: bool) -> None:
         num_calls = 0
-        for seed in range(12):
+        for seed in range(60):
+            if num_calls and seed not in SEEDS:
+                break
             plan = AnswerPlan(TOOLS)
             text = made_up(answer_format, plan, seed, are_control=are_control)
             if text is not None:
