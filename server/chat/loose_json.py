@@ -81,6 +81,15 @@ class LooseJson:
 
     def _object(self, scanner: Scanner, write: Write, depth: int) -> Reading[None]:
         yield from scanner.expect("{")
+        yield from self.read_members(scanner, write, depth)
+
+    def read_members(self, scanner: Scanner, write: Write, depth: int = 0) -> Reading[None]:
+        """Read an object whose opening brace has been read, and write it as JSON.
+
+        Raises:
+            Malformed: it is none, is nested too deeply, or ends with the text.
+
+        """
         write("{")
         num_read = 0
         yield from scanner.skip_space()

@@ -46,6 +46,7 @@ _TYPES_OF: Mapping[type, frozenset[str]] = {
     list: frozenset({"array"}),
 }
 _SCALARS = _ALL_TYPES - {"object", "array"}
+_IN_TAGS = frozenset("<>\"'&\n\r")
 _UNIONS = ("anyOf", "oneOf")
 _LONGEST_CHAIN = 32
 _MOST_NESTED_UNIONS = 4
@@ -71,6 +72,13 @@ class Parameters:
             raise InvalidRequest(
                 f"The parameters of the function {tool.name!r} use the keyword {extra[0]!r} at the top of their "
                 "schema, which cannot be enforced in the way this model writes calls; move it into a property.",
+                param="tools",
+            )
+        names = (*(root.get("properties") or {}), *(root.get("required") or ()))
+        if unwritable := next((name for name in names if set(name) & _IN_TAGS), None):
+            raise InvalidRequest(
+                f"The function {tool.name!r} has the parameter {unwritable!r}, a name that cannot stand in the tags in "
+                "which this model writes calls; use letters, digits and underscores.",
                 param="tools",
             )
         definitions = {key: tool.parameters[key] for key in DEFINITIONS if key in tool.parameters}
@@ -204,6 +212,8 @@ class TypedArguments:
             if marker is not None:
                 self._writer.arguments('"')
             return marker
+        if schema is not None and not takes_any_text(schema):
+            is_text = None  # text that is limited may stand in quotes
         text, marker = yield from scanner.collect(closing)
         if marker is not None:
             self._writer.arguments(json_value(text, schema, is_text=is_text))
@@ -246,6 +256,11 @@ def _as_json(text: str) -> tuple[str, object]:
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
+
+
+def allowed_types(schema: Schema, root: Schema | None = None) -> frozenset[str]:
+    """Return the types that a schema within another allows, as far as it tells at its top."""
+    return _types(schema, schema if root is None else root)
 
 
 def _types(schema: Schema, root: Schema, depth: int = 0) -> frozenset[str]:
