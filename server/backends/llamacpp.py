@@ -8,17 +8,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Self
 
-from server.chat.conversation import Conversation
 from server.core.duration import duration_seconds
-from server.core.errors import InvalidRequest, LlmspellError
+from server.core.errors import LlmspellError
 from server.core.events import Event, Failed, Finished, Started, Timings
 from server.core.model_spec import BackendName, ModelSpec
 from server.core.parameters import ParameterSupport, mapped
 from server.core.ports import EventStream, LoadProgress, ModelCard, PreloadedModel
 from server.core.request import ChatRequest
-from server.engine.runner import Tokens
 from server.engine.sequence import GenerationRequest
-from server.pool.loader import LoadedModel
 from server.pool.pool import Pool
 from server.pool.resident import Lease
 
@@ -39,23 +36,25 @@ _PARAMETERS: Mapping[str, ParameterSupport] = {
     "presence_penalty": mapped(),
     "repeat_penalty": mapped(),
     "ignore_eos": mapped(),
+    "tools": mapped("given to the chat template; where it has no words for them, described in a system message"),
+    "tool_choice": mapped("required and named: the answer is held to calls with valid arguments"),
+    "parallel_tool_calls": mapped("false: the answer ends after the first call"),
+    "tools[].function.strict": mapped(
+        "arguments are held to the schema in any case; strict refuses a schema that cannot be enforced"
+    ),
+    "response_format": mapped("the content is held to it, token by token"),
+    "grammar": mapped("the content is held to it, token by token"),
+    "guided_regex": mapped("the content is held to it, token by token"),
+    "guided_choice": mapped("the content is held to it, token by token"),
+    "reasoning_effort": mapped("given to the chat template, in the words that it knows"),
+    "chat_template_kwargs": mapped("variables of the chat template"),
+    "thinking_budget": mapped("thinking is ended after as many tokens"),
     "messages[].name": mapped("given to the chat template"),
     "messages[].tool_calls": mapped("given to the chat template"),
     "messages[].tool_call_id": mapped("given to the chat template"),
     "messages[].reasoning_content": mapped("given to the chat template"),
     "keep_alive": mapped("how long the model stays in memory after its last use, until a request says otherwise"),
 }
-
-
-def _conversation(request: ChatRequest) -> Conversation:
-    return Conversation(
-        request.messages,
-        request.tools,
-        request.tool_choice,
-        request.parallel_tool_calls,
-        request.template_options,
-        request.reasoning_effort,
-    )
 
 
 class LlamaCppBackend:
@@ -70,7 +69,7 @@ class LlamaCppBackend:
         self._clock = clock
 
     async def chat(self, request: ChatRequest) -> EventStream:
-        """Admit a request: lease the model, render and tokenize the prompt, and queue it on the engine.
+        """Admit a request: lease the model, prepare prompt and answer, and queue it on the engine.
 
         Raises:
             LlmspellError: the request is refused.
@@ -81,9 +80,7 @@ class LlamaCppBackend:
         lease = await self._pool.lease(model, keep_alive)
         try:
             began = self._clock()
-            request = lease.model.defaults.applied(request)
-            prompt = await lease.prompt_tokens(_conversation(request))
-            generation = _generation_request(request, prompt, lease.model)
+            generation = await lease.prepare(request)
             return GenerationStream(lease, generation, self._clock() - began, self._first_token_noter(model, arrived))
         except BaseException:
             lease.release()
@@ -194,26 +191,3 @@ class GenerationStream:
         self._lease.release()
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
-
-
-def _generation_request(request: ChatRequest, prompt: Tokens, model: LoadedModel) -> GenerationRequest:
-    room = model.context_length - len(prompt)
-    _check_logit_bias(request, model.vocabulary_size)
-    return GenerationRequest(
-        prompt=prompt,
-        sampling=request.sampling,
-        max_tokens=min(request.max_tokens or room, room),
-        stop=request.stop,
-        n=request.n,
-        top_logprobs=request.top_logprobs,
-        key=request.client_key,
-    )
-
-
-def _check_logit_bias(request: ChatRequest, vocabulary_size: int) -> None:
-    for token, _ in request.sampling.logit_bias:
-        if not 0 <= token < vocabulary_size:
-            raise InvalidRequest(
-                f"logit_bias names token {token}; this model's tokens are 0 to {vocabulary_size - 1}.",
-                param="logit_bias",
-            )

@@ -97,6 +97,11 @@ class LlamaVocabulary:
         parts = [self._tokenize_safely(first, add_special=True), *(self._tokenize_safely(text) for text in others)]
         return np.concatenate(parts)
 
+    @property
+    def pieces(self) -> Sequence[bytes]:
+        """What ``piece`` returns, for all tokens."""
+        return self._pieces
+
     def tokenize_text(self, text: bytes) -> Sequence[int]:
         """Tokenize a piece of a completion, in which nothing is a control token; empty if it cannot be told.
 
@@ -104,6 +109,10 @@ class LlamaVocabulary:
         """
         tokens: list[int] = self._tokenize(text, parse_special=False).tolist()
         return tokens if b"".join(self._pieces[token] for token in tokens) == text else []
+
+    def tokenize_markup(self, text: str) -> Tokens:
+        """Tokenize a piece of a completion that may hold control tokens."""
+        return self._tokenize(text.encode())
 
     def _tokenize_safely(self, text: str, *, add_special: bool = False) -> Tokens:
         if self._type != llama_cpp.LLAMA_VOCAB_TYPE_BPE or (word_len := _longest_word_len(text)) <= _SHORT_WORD_LEN:

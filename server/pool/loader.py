@@ -16,19 +16,23 @@ from weakref import WeakSet
 import numpy as np
 
 from server.chat.conversation import Conversation
+from server.chat.formats import choose_format, generic_format
 from server.chat.render_process import RenderProcess
 from server.chat.template import ChatTemplate
-from server.core.errors import ContextLengthExceeded, LlmspellError, ModelLoadingFailed
-from server.core.request import Message, Role
+from server.core.errors import ContextLengthExceeded, InvalidRequest, LlmspellError, ModelLoadingFailed
+from server.core.request import ChatRequest, Message, Role, ToolChoiceMode
 from server.engine.drafting import Acceptance, PromptLookup
 from server.engine.engine import Delivery, Engine, EngineOptions
 from server.engine.kv_cells import Saving
 from server.engine.radix_tree import common_prefix_len
 from server.engine.runner import Tokens
+from server.engine.sequence import GenerationRequest
+from server.grammar.compiler import GrammarCompiler
 from server.llama.devices import CPU, free_bytes
 from server.llama.main_memory import give_back_freed, release_mapping, resident_bytes
 from server.llama.model import LlamaModel
 from server.llama.runner import LlamaRunner
+from server.pool.answering import AnswerShaper
 from server.pool.config import PoolConfig, PrefixIsolation, Speculation
 from server.pool.material import RequestDefaults
 from server.pool.plan import FileIdentity, LoadPlan
@@ -98,21 +102,43 @@ class LoadedModel:
     load_seconds: float
     measured: Mapping[str, int]
     defaults: RequestDefaults
+    _shaper: AnswerShaper
     _model: LlamaModel
     _runner: LlamaRunner
     _renderer: RenderProcess
 
-    def prompt_tokens(self, conversation: Conversation) -> Tokens:
-        """Render and tokenize a conversation; blocking, for a worker thread.
+    def prepare(self, request: ChatRequest) -> GenerationRequest:
+        """Render and tokenize a request, and prepare what its answer has to be; blocking, for a worker thread.
 
         Raises:
-            InvalidRequest: the chat template refuses the messages, or the tokenizer cannot take them.
+            InvalidRequest: the chat template refuses the messages, the tokenizer cannot take them, or the answer cannot
+                be held to what is demanded of it.
             ContextLengthExceeded: they leave no room for an answer.
             BackendError: the chat template takes too long, or too much.
 
         """
+        request = self.defaults.applied(request)
+        _check_logit_bias(request, self.vocabulary_size)
+        segments = self.template.render(_conversation(request))
+        prompt = self._tokenized(segments)
+        answering = self._shaper.shape(request, segments)
+        room = self.context_length - len(prompt)
+        return GenerationRequest(
+            prompt=prompt,
+            sampling=request.sampling,
+            max_tokens=min(request.max_tokens or room, room),
+            stop=request.stop,
+            n=request.n,
+            top_logprobs=request.top_logprobs,
+            key=request.client_key,
+            new_parser=answering.new_parser,
+            new_constraint=answering.new_constraint,
+            markers=answering.markers,
+            thinking=answering.thinking,
+        )
+
+    def _tokenized(self, segments: Sequence[str]) -> Tokens:
         vocabulary, most = self._model.vocabulary, self.context_length - 1
-        segments = self.template.render(conversation)
         # Tokenizing 10 MB takes seconds, which a prompt that is hopelessly too long need not cost.
         if (least := vocabulary.least_num_tokens(segments, enough=most + 1)) > most:
             raise self._too_long(f"at least {least}")
@@ -196,6 +222,7 @@ def load_model(
             runner = LlamaRunner(model, plan.context)
         undo.callback(runner.close)
         template = templating.result()
+        shaper = _shaper(plan, template, model)
         monitor.report(_CONTEXT_SHARE)
         engine = Engine(
             runner,
@@ -214,7 +241,47 @@ def load_model(
     for note in plan.notes:
         _log.info("%s: %s", plan.path, note)
     return LoadedModel(
-        engine, template, plan.context.sequence_len, seconds, measured, plan.defaults, model, runner, renderer
+        engine, template, plan.context.sequence_len, seconds, measured, plan.defaults, shaper, model, runner, renderer
+    )
+
+
+def _conversation(request: ChatRequest) -> Conversation:
+    shows_tools = request.tool_choice.mode is not ToolChoiceMode.NONE
+    return Conversation(
+        request.messages,
+        request.tools if shows_tools else (),
+        request.tool_choice,
+        request.parallel_tool_calls,
+        request.template_options,
+        request.reasoning_effort,
+    )
+
+
+def _check_logit_bias(request: ChatRequest, vocabulary_size: int) -> None:
+    for token, _ in request.sampling.logit_bias:
+        if not 0 <= token < vocabulary_size:
+            raise InvalidRequest(
+                f"logit_bias names token {token}; this model's tokens are 0 to {vocabulary_size - 1}.",
+                param="logit_bias",
+            )
+
+
+def _shaper(plan: LoadPlan, template: ChatTemplate, model: LlamaModel) -> AnswerShaper:
+    vocabulary = model.vocabulary
+    compiler = GrammarCompiler(
+        vocabulary.pieces,
+        frozenset(vocabulary.control_ids.values()),
+        vocabulary.end_tokens,
+        vocabulary.tokenize_text,
+    )
+    compiler.prepare()
+    has_words = template.capabilities.tools
+    return AnswerShaper(
+        choose_format(template.source) if has_words else generic_format(template.source),
+        compiler,
+        vocabulary.control_ids,
+        vocabulary.tokenize_markup,
+        plan.defaults.reasoning,
     )
 
 

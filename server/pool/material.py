@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from server.core.request import ChatRequest, Message, Role
+from server.core.request import ChatRequest, Message, ReasoningOutput, Role
 from server.store.model_files import FoundModel
 from server.store.ollama_manifest import OllamaKind
 from server.store.ollama_store import OllamaDetails, read_details
@@ -24,6 +24,7 @@ class RequestDefaults:
         sampling: fields of ``SamplingParameters`` by name.
         max_tokens: most tokens of a completion.
         stop: strings that end it.
+        reasoning: what becomes of thinking.
 
     """
 
@@ -32,6 +33,7 @@ class RequestDefaults:
     sampling: Mapping[str, float | int] = field(default_factory=dict)
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
+    reasoning: ReasoningOutput = ReasoningOutput.SPLIT
 
     def applied(self, request: ChatRequest) -> ChatRequest:
         """Return the request with what it leaves open."""

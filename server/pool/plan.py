@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
@@ -180,7 +180,7 @@ def make_plan(
         choice.releases_mapping,
         choice.prefix_memory,
         template,
-        material.defaults,
+        replace(material.defaults, reasoning=config.reasoning),
         notes,
     )
 

@@ -10,11 +10,10 @@ from contextvars import copy_context
 from dataclasses import dataclass
 from typing import Self
 
-from server.chat.conversation import Conversation
 from server.core.background import in_thread
 from server.core.events import Event
+from server.core.request import ChatRequest
 from server.engine.engine import Delivery
-from server.engine.runner import Tokens
 from server.engine.sequence import GenerationRequest
 from server.pool.loader import LoadedModel
 
@@ -92,8 +91,8 @@ class Resident:
             self._unused.set()
             self._on_unused()
 
-    async def prompt_tokens(self, conversation: Conversation) -> Tokens:
-        """``LoadedModel.prompt_tokens`` in a worker thread; when cancelled, work that has not begun is dropped."""
+    async def prepare(self, request: ChatRequest) -> GenerationRequest:
+        """``LoadedModel.prepare`` in a worker thread; when cancelled, work that has not begun is dropped."""
         loop = asyncio.get_running_loop()
         lease = self.lease()
 
@@ -101,7 +100,7 @@ class Resident:
             with suppress(RuntimeError):  # the loop is closed: the process ends
                 loop.call_soon_threadsafe(lease.release)
 
-        work = self._tokenizers.submit(copy_context().run, self.model.prompt_tokens, conversation)
+        work = self._tokenizers.submit(copy_context().run, self.model.prepare, request)
         work.add_done_callback(lambda _: release())
         return await asyncio.wrap_future(work)
 
@@ -124,15 +123,14 @@ class Lease:
         self._resident = resident
         self._is_released = False
 
-    async def prompt_tokens(self, conversation: Conversation) -> Tokens:
-        """Render and tokenize a conversation off the event loop.
+    async def prepare(self, request: ChatRequest) -> GenerationRequest:
+        """Render and tokenize a request, and prepare what its answer has to be, off the event loop.
 
         Raises:
-            InvalidRequest: the messages cannot be rendered or tokenized, or leave no room for an answer.
-            BackendError: the chat template takes too long, or too much.
+            LlmspellError: the request is refused.
 
         """
-        return await self._resident.prompt_tokens(conversation)
+        return await self._resident.prepare(request)
 
     def submit(self, request: GenerationRequest, listener: Listener) -> int:
         """Start a generation and return its id; ``listener`` hears its events on the event loop until ``abort``.

@@ -99,6 +99,11 @@ def choose_format(template: str) -> AnswerFormat:
     return TaggedFormat(found, thinking_tags(template))
 
 
+def generic_format(template: str) -> AnswerFormat:
+    """Return how a model answers whose template has no words for functions: they are described to it in words."""
+    return TaggedFormat(HermesCalls(), thinking_tags(template))
+
+
 def thinking_tags(template: str) -> ThinkingTags | None:
     """Return the tags around thinking that a template knows of."""
     if HUNYUAN_SUFFIX in template:  # which the template puts into every tag
