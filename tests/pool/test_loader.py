@@ -22,7 +22,8 @@ from gguf_shapes import LlamaShape, write_llama
 from server.chat.conversation import Conversation
 from server.core.errors import BackendError, ContextLengthExceeded, ModelLoadingFailed
 from server.core.events import Event, Failed, Finished
-from server.core.request import Message, Role, SamplingParameters
+from server.core.model_spec import parse_model_spec
+from server.core.request import ChatRequest, Message, Role, SamplingParameters
 from server.engine.engine import Delivery
 from server.engine.sequence import GenerationRequest
 from server.llama.main_memory import give_back_freed, resident_bytes
@@ -111,6 +112,10 @@ def settled_bytes() -> int:
     return resident_bytes()
 
 
+def said(text: str) -> ChatRequest:
+    return ChatRequest(parse_model_spec("local/tiny"), (Message(Role.USER, text),))
+
+
 def test_a_loaded_model_generates(tiny_path: Path, closing: Callable[[LoadedModel], LoadedModel]) -> None:
     loading = Loading(tiny_path)
     model = closing(loading.load())
@@ -119,9 +124,9 @@ def test_a_loaded_model_generates(tiny_path: Path, closing: Callable[[LoadedMode
     assert model.load_seconds > 0
     assert loading.monitor.fraction == 1.0
     assert isinstance(loading.generate(model)[-1], Finished)
-    assert len(model.prompt_tokens(Conversation((Message(Role.USER, "hello"),)))) > 0
+    assert len(model.prepare(said("hello")).prompt) > 0
     with pytest.raises(ContextLengthExceeded):
-        model.prompt_tokens(Conversation((Message(Role.USER, "xyzzy " * 600),)))
+        model.prepare(said("xyzzy " * 600))
 
 
 def test_closing_ends_the_engine(tiny_path: Path) -> None:

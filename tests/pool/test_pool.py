@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -12,16 +13,16 @@ import pytest
 from gguf_shapes import LlamaShape, write_llama
 from pools import TIMEOUT, Loader, generate, pool_config, state_of, until
 
-from server.chat.conversation import Conversation
 from server.core.errors import ContextLengthExceeded, Draining, ModelLoadingFailed, ModelNotFound
 from server.core.events import Failed, Finished
+from server.core.model_spec import parse_model_spec
 from server.core.ports import ModelState
-from server.core.request import Message, Role
+from server.core.request import ChatRequest, Message, Role
 from server.pool.config import ModelConfig
 from server.pool.loader import LoadedModel
 from server.pool.pool import Pool
 
-CONVERSATION = Conversation((Message(Role.USER, "hello"),))
+REQUEST = ChatRequest(parse_model_spec("local/tiny"), (Message(Role.USER, "hello"),))
 
 
 @pytest.fixture(scope="session")
@@ -124,7 +125,7 @@ async def test_a_dead_engine_is_replaced_when_its_last_lease_is_back(model_path:
 
     waiting = asyncio.create_task(pool.lease("tiny"))
     # the old model may still be tokenizing for somebody: its vocabulary has to be there
-    assert len(await first.prompt_tokens(CONVERSATION)) > 0
+    assert len((await first.prepare(REQUEST)).prompt) > 0
     assert (loader.num_loads, state_of(pool, "tiny")) == (1, ModelState.DRAINING)
     first.release()
 
@@ -154,21 +155,21 @@ async def test_memory_is_not_freed_under_a_tokenizer_whose_caller_went_away(
     pool = pool_of(model_path, loader)
     lease = await pool.lease("tiny")
     begun, gate, freed = threading.Event(), threading.Event(), threading.Event()
-    tokenize, close = LoadedModel.prompt_tokens, LoadedModel.close
+    prepare, close = LoadedModel.prepare, LoadedModel.close
 
-    def slowly(model: LoadedModel, messages: tuple[Message, ...]) -> object:
+    def slowly(model: LoadedModel, request: ChatRequest) -> object:
         begun.set()
         assert gate.wait(TIMEOUT)
         assert not freed.is_set()
-        return tokenize(model, messages)
+        return prepare(model, request)
 
     def note(model: LoadedModel) -> bool:
         freed.set()
         return close(model)
 
-    monkeypatch.setattr(LoadedModel, "prompt_tokens", slowly)
+    monkeypatch.setattr(LoadedModel, "prepare", slowly)
     monkeypatch.setattr(LoadedModel, "close", note)
-    leaving = asyncio.create_task(lease.prompt_tokens(CONVERSATION))
+    leaving = asyncio.create_task(lease.prepare(REQUEST))
     assert await asyncio.to_thread(begun.wait, TIMEOUT)
     leaving.cancel()
     await asyncio.wait({leaving})
@@ -186,7 +187,7 @@ async def test_memory_is_not_freed_under_a_tokenizer_whose_caller_went_away(
 async def test_prompts_that_do_not_fit_are_refused(model_path: Path, loader: Loader, num_words: int, said: str) -> None:
     pool = pool_of(model_path, loader)
     with await pool.lease("tiny") as lease, pytest.raises(ContextLengthExceeded, match=said):
-        await lease.prompt_tokens(Conversation((Message(Role.USER, "xyzzy " * num_words),)))
+        await lease.prepare(replace(REQUEST, messages=(Message(Role.USER, "xyzzy " * num_words),)))
     await pool.close()
 
 
