@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from threading import Lock
+from weakref import ref
 
 from llguidance import LLMatcher, LLTokenizer
 
@@ -109,11 +110,7 @@ class CompiledGrammar:
 
 
 class _Vocabulary:
-    """A vocabulary in the shape that llguidance wants, and the tokenizer that llguidance makes of it."""
-
-    is_tokenizer_wrapper = True
-    bos_token_id = None
-    special_token_ids: Sequence[int] = ()
+    """The tokenizer that llguidance makes of a vocabulary."""
 
     def __init__(
         self,
@@ -122,17 +119,37 @@ class _Vocabulary:
         end_tokens: Sequence[int],
         tokenize: Callable[[bytes], Sequence[int]] | None,
     ) -> None:
-        # the byte 0xff marks control tokens; a text that no other has keeps them apart from each other
-        self.tokens: Sequence[bytes] = [
-            b"\xff<|%d|>" % token if token in control else piece for token, piece in enumerate(tokens)
-        ]
-        self.eos_token_id = end_tokens[0]
-        self._tokenize = tokenize
         self.knows_tokens = tokenize is not None and all(tokenize(text) for text in _SAMPLES)
-        self.tokenizer = LLTokenizer(self, eos_token=list(end_tokens), slices=_SLICES)  # type: ignore[arg-type]
-        self.tokens = ()  # llguidance has its own copy
+        # the byte 0xff marks control tokens; a text that no other has keeps them apart from each other
+        marked = [b"\xff<|%d|>" % token if token in control else piece for token, piece in enumerate(tokens)]
+        # Of Python's cycles the collector sees nothing that leads through llguidance: this one has to have an end.
+        owner = ref(self)
+        table = _Table(marked, end_tokens[0], tokenize if self.knows_tokens else None, owner)
+        self.tokenizer = LLTokenizer(table, eos_token=list(end_tokens), slices=_SLICES)  # type: ignore[arg-type]
+        table.tokens = ()  # llguidance has its own copy
+
+
+class _Table:
+    """A vocabulary in the shape that llguidance wants."""
+
+    is_tokenizer_wrapper = True
+    bos_token_id = None
+    special_token_ids: Sequence[int] = ()
+
+    def __init__(
+        self,
+        tokens: Sequence[bytes],
+        eos_token_id: int,
+        tokenize: Callable[[bytes], Sequence[int]] | None,
+        owner: ref[_Vocabulary],
+    ) -> None:
+        self.tokens = tokens
+        self.eos_token_id = eos_token_id
+        self._tokenize = tokenize
+        self._owner = owner
 
     def __call__(self, text: str) -> Sequence[int]:
         """Return the tokens of a text within an answer, the longest possible ones where the model cannot tell."""
-        known = self._tokenize(text.encode()) if self._tokenize is not None and self.knows_tokens else ()
-        return list(known) or self.tokenizer.greedy_tokenize(text)
+        known = self._tokenize(text.encode()) if self._tokenize is not None else ()
+        owner = self._owner()
+        return list(known) if known or owner is None else owner.tokenizer.greedy_tokenize(text)
