@@ -125,7 +125,9 @@ class _Vocabulary:
         # Of Python's cycles the collector sees nothing that leads through llguidance: this one has to have an end.
         owner = ref(self)
         table = _Table(marked, end_tokens[0], tokenize if self.knows_tokens else None, owner)
-        self.tokenizer = LLTokenizer(table, eos_token=list(end_tokens), slices=_SLICES)  # type: ignore[arg-type]
+        # in two parts, between which other threads have their turn
+        plain = LLTokenizer(table, eos_token=list(end_tokens), slices=[])  # type: ignore[arg-type]
+        self.tokenizer = plain.with_slices(_SLICES)
         table.tokens = ()  # llguidance has its own copy
 
 
