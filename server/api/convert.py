@@ -12,6 +12,7 @@ from server.api.config import ApiConfig
 from server.api.convert_answer import check_finite, to_response_format, to_tools
 from server.api.errors import invalid_body
 from server.api.schemas import ChatCompletionBody, WireContentPart, WireMessage, WireModel
+from server.chat.history import check_history
 from server.core.duration import duration_seconds, is_duration
 from server.core.errors import InvalidRequest, UnsupportedParameter
 from server.core.model_spec import ModelSpec
@@ -67,7 +68,7 @@ def to_chat_request(
     ``client_key`` names the API key that the request came with.
 
     Raises:
-        InvalidRequest: values are over a limit, or contradict each other.
+        InvalidRequest: values are over a limit, or contradict each other; calls and results do not belong together.
         UnsupportedParameter: a message holds something else than text.
 
     """
@@ -78,10 +79,12 @@ def to_chat_request(
             f"Invalid value for 'messages': {len(body.messages)} messages, at most {config.max_messages} are accepted.",
             param="messages",
         )
+    messages = tuple(_to_message(message, f"messages[{index}]") for index, message in enumerate(body.messages))
+    check_history(messages)
     tools, tool_choice = to_tools(body, config)
     return ChatRequest(
         spec=spec,
-        messages=tuple(_to_message(message, f"messages[{index}]") for index, message in enumerate(body.messages)),
+        messages=messages,
         sampling=_to_sampling(body, config),
         given_sampling=frozenset(name for name in _SAMPLING if getattr(body, name) is not None),
         max_tokens=_max_tokens(body),

@@ -285,8 +285,8 @@ async def test_128_tools(client: httpx.AsyncClient, backend: ScriptedBackend) ->
 
 async def test_a_result_of_a_megabyte(client: httpx.AsyncClient, backend: ScriptedBackend) -> None:
     answer = {"role": "assistant", "content": None, "tool_calls": CALLS[:1]}
-    result = {"role": "tool", "tool_call_id": "call_a", "content": "rain " * 200_000}
-    request = await request_of(client, backend, messages=[*HELLO["messages"], answer, result])
+    messages = [*HELLO["messages"], answer, result("call_a", "rain " * 200_000)]
+    request = await request_of(client, backend, messages=messages)
     assert len(request.messages[-1].content) == 1_000_000
 
 
@@ -303,14 +303,19 @@ async def test_tool_choices(client: httpx.AsyncClient, backend: ScriptedBackend,
     assert (await request_of(client, backend, tools=[WEATHER, TIME], tool_choice=wire)).tool_choice == choice
 
 
+def result(call_id: str, content: str) -> dict[str, Any]:
+    return {"role": "tool", "tool_call_id": call_id, "content": content}
+
+
 async def test_a_history_of_tools(client: httpx.AsyncClient, backend: ScriptedBackend) -> None:
     answer = {"role": "assistant", "content": None, "tool_calls": CALLS, "reasoning_content": "Hm"}
-    results = [{"role": "tool", "tool_call_id": "call_a", "content": "rain"}]
+    results = [result("call_b", "noon"), result("call_a", "rain")]
     request = await request_of(client, backend, messages=[*HELLO["messages"], answer, *results])
 
     calls = (ToolCall("call_a", "weather", '{"city":"Zürich"}'), ToolCall("call_b", "time", "{}"))
     assert request.messages[1:] == (
         Message(Role.ASSISTANT, "", tool_calls=calls, reasoning="Hm"),
+        Message(Role.TOOL, "noon", tool_call_id="call_b"),
         Message(Role.TOOL, "rain", tool_call_id="call_a"),
     )
 
@@ -325,7 +330,8 @@ async def test_an_answer_can_be_sent_back(
     message = {"role": "assistant"} | (await said(client, stream=stream, tools=[WEATHER])).choices[0]
     message.pop("finish_reason")
 
-    await request_of(client, backend, messages=[*HELLO["messages"], message])
+    results = [result(call["id"], "5") for call in message["tool_calls"]]
+    await request_of(client, backend, messages=[*HELLO["messages"], message, *results])
 
     assert backend.requests[-1].messages[1].reasoning == "Hm"
     assert [call.id for call in backend.requests[-1].messages[1].tool_calls] == ["call_a", "call_b"]
@@ -374,6 +380,11 @@ async def test_images(client: httpx.AsyncClient, backend: ScriptedBackend) -> No
 
 def function(name: str = "f", **more: object) -> dict[str, Any]:
     return {"type": "function", "function": {"name": name, **more}}
+
+
+def called(arguments: str = "{}") -> dict[str, Any]:
+    calls = [{"id": "a", "type": "function", "function": {"name": "time", "arguments": arguments}}]
+    return {"role": "assistant", "content": None, "tool_calls": calls}
 
 
 def allowed(mode: str, *names: str) -> dict[str, Any]:
@@ -430,6 +441,12 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"chat_template_kwargs": {"a": math.inf}}, "chat_template_kwargs"),
     ({"messages": [{"role": "user", "content": "a", "tool_calls": CALLS}]}, "messages[0].tool_calls"),
     ({"messages": [{"role": "tool", "content": "a"}]}, "messages[0].tool_call_id"),
+    ({"messages": [result("call_a", "rain")]}, "messages[0].tool_call_id"),
+    ({"messages": [*HELLO["messages"], called(), *HELLO["messages"]]}, "messages[2]"),
+    (
+        {"messages": [called(arguments='{"city": "Par'), result("a", "")]},
+        "messages[0].tool_calls[0].function.arguments",
+    ),
     ({"logit_bias": {"5": 1}}, "logit_bias"),
     ({"ignore_eos": True}, "ignore_eos"),
 ]
@@ -459,9 +476,8 @@ async def test_what_the_official_client_adds_to_an_answer_can_be_sent_back(
     arguments = {"name": "weather", "arguments": '{"city":"Rome"}', "parsed_arguments": {"city": "Rome"}}
     calls = [{"id": "call_a", "type": "function", "function": arguments}]
     answer = {"role": "assistant", "content": None, "parsed": {"a": 1}, "annotations": [], "tool_calls": calls}
-    result = {"role": "tool", "tool_call_id": "call_a", "content": "rain"}
 
-    request = await request_of(client, backend, messages=[*HELLO["messages"], answer, result])
+    request = await request_of(client, backend, messages=[*HELLO["messages"], answer, result("call_a", "rain")])
 
     assert request.messages[1].tool_calls == (ToolCall("call_a", "weather", '{"city":"Rome"}'),)
 
