@@ -78,7 +78,7 @@ def test_what_its_manifest_says_holds_for_requests(on_ollama_store: Server) -> N
 
     status = httpx.get(f"{on_ollama_store.url}/admin/models/local/spell:1b", timeout=PATIENCE).json()
     assert status["context_length"] == 512
-    assert "mirostat" in on_ollama_store.log_text, "what has no counterpart is named"
+    eventually(lambda: "mirostat" in on_ollama_store.log_text, "what has no counterpart is named")
 
 
 def test_models_come_and_go_while_the_server_runs(start: Start, tmp_path: Path) -> None:

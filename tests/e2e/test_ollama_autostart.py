@@ -115,7 +115,7 @@ def assert_pool_is_undisturbed(server: Server) -> None:
 def test_a_program_that_fails(begin: Begin, calls: Path, port: int) -> None:
     server = begin("echo 'Error: the disk is on fire' >&2; exit 3", "--demo")
     eventually(lambda: "the disk is on fire" in server.log_text, "the failure is logged")
-    assert "exit code 3" in server.log_text
+    eventually(lambda: "exit code 3" in server.log_text, "the log has it")
     assert_pool_is_undisturbed(server)
     assert server.ask(model=f"{SPELL}@ollama").status_code == 502
     with OllamaProcess("--model", "spell", port=port):  # somebody else starts one

@@ -242,7 +242,8 @@ def said_by_refusal(home: Path, **variables: str) -> str:
 
 def test_neither_models_nor_a_daemon(start: Start) -> None:
     server = start()
-    assert "there is no model to serve yet; download one with `llmspell model pull`" in server.log_text
+    said = "there is no model to serve yet; download one with `llmspell model pull`"
+    eventually(lambda: said in server.log_text, "the log has it")  # which is read beside, and may come later
     assert httpx.get(f"{server.url}/v1/models").json()["data"] == []
     refused = server.ask()
     assert refused.status_code == 404
