@@ -8,30 +8,42 @@ from server.grammar.subschemas import Path, at, places, target_of
 
 
 def endless_definition(root: Mapping[str, object]) -> Path | None:
-    """Return the place of a schema that requires itself, so that none of its values ends; ``None`` if there is none.
+    """Return the place of a schema that requires itself, so that no value of it ends; ``None`` if there is none.
 
     A grammar would not notice, and have the model go on for ever. Schemas with ends are found from the ends: one has
     values if what it needs has.
     """
-    targets = {path: at(root, path) for path in {(), *_referenced(root, root)}}
+    targets = {path: at(root, path) for path in _reachable(root)}
     finite: set[Path] = set()
     while found := {path for path in targets.keys() - finite if _Ends(root, frozenset(finite)).has(targets[path])}:
         finite |= found
     return min(targets.keys() - finite, key=lambda path: [*map(str, path)], default=None)
 
 
-def _referenced(schema: object, root: Mapping[str, object]) -> Iterator[Path]:
+def _reachable(root: Mapping[str, object]) -> set[Path]:
+    """Return the places of the schema itself and of what it refers to, directly or not."""
+    reached: set[Path] = set()
+    waiting: list[Path] = [()]
+    while waiting:
+        path = waiting.pop()
+        if path not in reached:
+            reached.add(path)
+            waiting += _references(at(root, path), root)
+    return reached
+
+
+def _references(schema: object, root: Mapping[str, object]) -> Iterator[Path]:
     if not isinstance(schema, Mapping):
         return
     reference = schema.get("$ref")
     if isinstance(reference, str) and (target := target_of(reference, root)) is not None:
         yield target
-    for _, each in places(schema):
-        yield from _referenced(each, root)
+    for _, each in places(schema, definitions=False):
+        yield from _references(each, root)
 
 
 class _Ends:
-    """Tells which schemas may have a value that ends, if those at some places do. In doubt they have."""
+    """Tells which schemas may have a value, and one that ends, if those at some places do. In doubt they have."""
 
     def __init__(self, root: Mapping[str, object], finite: frozenset[Path]) -> None:
         self._root = root
@@ -39,7 +51,7 @@ class _Ends:
 
     def has(self, schema: object) -> bool:
         if not isinstance(schema, Mapping):
-            return True
+            return schema is not False
         reference = schema.get("$ref")
         if isinstance(reference, str):
             target = target_of(reference, self._root)

@@ -16,7 +16,7 @@ from server.grammar.probe import brief
 Allowed = npt.NDArray[np.bool_]
 
 _WORD_BITS = 32
-_PATIENCE = 1.0
+_PATIENCE = 0.5
 _SECONDS_PER_TOKEN = 0.01
 """A hundred times of what usual schemas take."""
 

@@ -14,7 +14,7 @@ from server.grammar.preparation import Preparation, Unenforceable
 from server.grammar.probe import brief, complaint_about_schema, is_pattern_too_large
 from server.grammar.recent import Recent
 from server.grammar.schema_faults import find_fault
-from server.grammar.subschemas import Path, at, places, written
+from server.grammar.subschemas import Path, at, places, target_of, written
 
 LONGEST_SCHEMA = 512 << 10
 _DEEPEST = 100
@@ -99,7 +99,7 @@ def _checked(schema: Mapping[str, object], strict: bool) -> Mapping[str, object]
         if is_pattern_too_large(pattern):
             raise Unenforceable(f"the pattern at {written(path)} is too large to be enforced. Allow less repetition.")
     if (endless := endless_definition(prepared)) is not None:
-        raise Unenforceable(f"no value satisfies the schema: {written(endless)} requires itself without end.")
+        raise Unenforceable(f"no value satisfies the schema: what {written(endless)} requires has no end.")
     return prepared
 
 
@@ -122,20 +122,19 @@ def _check_is_schema(schema: Mapping[str, object]) -> None:
 
 
 def _check_enforceable(schema: Mapping[str, object]) -> None:
-    complaint = complaint_about_schema(schema)
-    if complaint is None:
+    if complaint_about_schema(schema) is None:
         return
     fault = find_fault(schema, complaint_about_schema)
     where = written(fault.path)
-    if "nsatisfiable" in complaint:
+    if "nsatisfiable" in fault.reason:
         raise Unenforceable(f"no value satisfies the schema: at {where}, {fault.reason}.")
     if not fault.keywords:
         raise Unenforceable(f"the schema cannot be enforced: at {where}, {fault.reason}.")
-    faulty = at(schema, fault.path)
-    if "$ref" in fault.keywords and isinstance(faulty, Mapping):
+    reference = at(schema, (*fault.path, "$ref")) if fault.keywords == ("$ref",) else None
+    if isinstance(reference, str) and target_of(reference, schema) is None:
         raise Unenforceable(
-            f"the keyword '$ref' at {where} refers to {faulty['$ref']!r}, which is not in the schema. Nothing is "
-            f"fetched: put it under '$defs'."
+            f"the keyword '$ref' at {where} refers to {reference!r}, which is not in the schema. Nothing is fetched: "
+            f"put it under '$defs'."
         )
     named = " and ".join(f"'{keyword}'" for keyword in fault.keywords)
     plural = "s" if len(fault.keywords) > 1 else ""

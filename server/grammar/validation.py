@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import Never
 
 import jsonschema_rs
@@ -38,7 +39,7 @@ def validate(text: str, schema: Mapping[str, object]) -> str | None:
     """
     validator = _validator(schema, "schema")
     try:
-        value = json.loads(text, parse_constant=_refuse_constant)
+        value = json.loads(text, parse_float=Decimal, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         return f"it is not JSON ({brief(str(error))})"
     try:

@@ -175,6 +175,11 @@ REFUSED: list[tuple[object, str, str]] = [
     ({"$ref": "http://elsewhere/schema"}, "'$ref'", "$"),
     ({**OBJECT, "properties": {"a": {"$ref": "#/$defs/none"}}}, "'$ref'", "$.properties.a"),
     ({"$ref": "#/$defs/a", "$defs": {"a": {"items": {"not": {}}, "type": "array"}}}, "'not'", "$.$defs.a.items"),
+    (
+        {"$ref": "#/$defs/a", "$defs": {"a": {"anyOf": [{"$ref": "#/$defs/a", "type": "null"}]}}},
+        "'$ref'",
+        "$.$defs.a.anyOf[0]",
+    ),
     ({"$dynamicRef": "#a"}, "'$dynamicRef'", "$"),
     ({"type": "array", "items": {"pattern": "^((a{1000}){1000}){1000}$"}}, "pattern", "$.items.pattern"),
     ({"const": 2**60}, "'const'", "$"),
@@ -230,6 +235,7 @@ def test_deep_schemas_are_refused_and_not_so_deep_ones_are_not() -> None:
 
 
 ENDLESS = {**OBJECT, "properties": {"self": {"$ref": "#"}}, "required": ["self"]}
+PAIR = {"type": "array", "items": False, "minItems": 2}
 PING = {**OBJECT, "properties": {"b": {"$ref": "#/$defs/b"}}, "required": ["b"]}
 PONG = {"type": "array", "items": {"$ref": "#/$defs/a"}, "minItems": 1}
 
@@ -247,6 +253,7 @@ PONG = {"type": "array", "items": {"$ref": "#/$defs/a"}, "minItems": 1}
         {"type": "array", "minItems": 2, "maxItems": 1, "items": {"type": "string"}},
         {"enum": []},
         ENDLESS,
+        {"$ref": "#/$defs/a", "$defs": {"a": {"anyOf": [{"$ref": "#/$defs/a"}, PAIR]}}},
         {"$defs": {"a": PING, "b": PONG}, "$ref": "#/$defs/a"},
         {**OBJECT, "$defs": {"a": PING, "b": PONG}, "properties": {"trap": {"$ref": "#/$defs/a"}}},
     ],
@@ -276,6 +283,7 @@ def test_a_schema_without_values_is_refused(schema: object) -> None:
         ({**OBJECT, "properties": {"title": {"type": "string"}}, "required": ["title"]}, '{"title": "x"}', "{}"),
         ({**OBJECT, "minProperties": 1, "additionalProperties": {"type": "integer"}}, '{"x": 1}', "{}"),
         ({"enum": [f"value-{number}" for number in range(5_000)]}, '"value-4999"', '"value-5000"'),
+        ({"type": "null", "$defs": {"unused": {"$ref": "#/$defs/unused"}}}, "null", "1"),
         ({}, '[{"a": null}]', "nul"),
     ],
     ids=lambda value: str(value)[:40],
