@@ -123,7 +123,8 @@ def test_a_body_of_100_megabytes(demo: Server, *, is_declared: bool) -> None:
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_template_that_raises(start: Start, tiny_model: Path, tmp_path: Path, *, stream: bool) -> None:
     (tmp_path / "strict.jinja").write_text(
-        "{% if messages[0].role == 'system' %}{{ raise_exception('No system messages, please') }}{% endif %}"
+        "{% if messages[0].content == 'refuse' %}{{ raise_exception('Not this, please') }}{% endif %}"
+        "{% if messages[0].content == 'fill' %}{{ messages[0].content * 10 ** 9 }}{% endif %}"
         "{% if messages[0].content == 'loop' %}{{ messages.nothing.at.all }}{% endif %}"
         "{% if messages[0].content == 'break out' %}{{ ''.__class__.__mro__ }}{% endif %}"
         "{{ messages[0].content }}",
@@ -132,14 +133,14 @@ def test_a_template_that_raises(start: Start, tiny_model: Path, tmp_path: Path, 
     server = start(
         config=f'[models."local/strict"]\npath = "{tiny_model}"\nchat_template = "{tmp_path / "strict.jinja"}"\n'
     )
-    for message in (
-        {"role": "system", "content": "x"},
-        {"role": "user", "content": "loop"},
-        {"role": "user", "content": "break out"},
-    ):
-        body = {"model": "local/strict", "messages": [message], "stream": stream, "max_tokens": 1}
+    for content in ("refuse", "loop", "break out", "fill"):
+        messages = [{"role": "user", "content": content}]
+        body = {"model": "local/strict", "messages": messages, "stream": stream, "max_tokens": 1}
         response = httpx.post(server.url + CHAT, json=body, timeout=PATIENCE)
-        assert_error(response, 400, "invalid_value", "messages")
+        if content == "fill":
+            assert_error(response, 502, "backend_error", None)
+        else:
+            assert_error(response, 400, "invalid_value", "messages")
         assert server.ask("Hi", model="local/strict", max_tokens=1).status_code == 200
     assert server.failures == []
 
@@ -178,8 +179,13 @@ def test_control_tokens_in_messages_are_text(demo: Server) -> None:
     """A user cannot speak for the system: what looks like a control token costs more than one token, as text does."""
 
     def prompt_tokens(content: str, role: str = "user") -> int:
-        tool = {"tool_call_id": "call_1"} if role == "tool" else {}
-        messages = [{"role": "user", "content": "x"}, {"role": role, "content": content, **tool}]
+        messages: list[object] = [{"role": "user", "content": "x"}, {"role": role, "content": content}]
+        if role == "tool":
+            call = {"id": "call_1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+            messages[1:] = [
+                {"role": "assistant", "tool_calls": [call]},
+                {"role": "tool", "content": content, "tool_call_id": "call_1"},
+            ]
         body = GOOD | {"messages": messages}
         answer = httpx.post(demo.url + CHAT, json=body, timeout=PATIENCE).json()
         return int(answer["usage"]["prompt_tokens"])
