@@ -33,7 +33,9 @@ _MOST_START_BYTES = 1 << 16
 
 # Neither the settings of the server's interpreter nor its `site` are needed: that the packages are found is enough.
 _BOOT = "import sys; sys.path += sys.argv[1:]; from server.chat.render_worker import main; main()"
-_PACKAGES = tuple(dict.fromkeys(str(Path(module.__file__ or "").parents[1]) for module in (server, jinja2, markupsafe)))
+_PACKAGES = tuple(
+    dict.fromkeys(str(Path(module.__file__ or "").absolute().parents[1]) for module in (server, jinja2, markupsafe))
+)
 
 
 @dataclass(frozen=True, slots=True)
