@@ -12,7 +12,8 @@ from typing import Protocol
 
 from server.chat.capabilities import TemplateCapabilities
 from server.chat.conversation import Adapter, Conversation
-from server.chat.generic_tools import GenericTools, ToolTexts
+from server.chat.family_tools import tool_texts
+from server.chat.generic_tools import ToolTexts
 from server.core.errors import InvalidRequest
 
 CHATML = """\
@@ -73,13 +74,13 @@ class ChatTemplate:
             eos_text: what ``eos_token`` stands for.
             control_texts: texts that the tokenizer takes for control tokens, longest first.
             now: the local time that ``strftime_now`` formats.
-            texts: how tools are put into words where the template does not; by default, in generic ones.
+            texts: how tools are put into words where the template does not; by default, in its family's words.
 
         """
         self.source = source
         self.capabilities = capabilities or TemplateCapabilities()
         self._renderer = renderer
-        self._adapter = Adapter(self.capabilities, texts or GenericTools())
+        self._adapter = Adapter(self.capabilities, texts or tool_texts(source))
         self._special = {"bos_token": bos_text, "eos_token": eos_text}
         self._control = re.compile("|".join(map(re.escape, control_texts))) if control_texts else None
         self._now = now

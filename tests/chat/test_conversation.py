@@ -8,7 +8,8 @@ import pytest
 
 from server.chat.capabilities import TemplateCapabilities
 from server.chat.conversation import RESERVED, Adapter, Conversation
-from server.chat.generic_tools import GenericTools
+from server.chat.family_tools import tool_texts
+from server.chat.generic_tools import CallText, GenericTools
 from server.core.errors import InvalidRequest
 from server.core.request import Message, ReasoningEffort, Role, Tool, ToolCall, ToolChoice, ToolChoiceMode
 
@@ -202,6 +203,18 @@ def test_results_alone_in_words_and_the_instruction_without_a_system() -> None:
     assert (first["role"], "<tools>" in first["content"]) == ("system", True)
     first, *_ = entries(*messages, tools=(WEATHER,), capabilities={"tools": False, "system": False})
     assert (first["role"], first["content"].endswith("\n\nHi")) == ("user", True)
+
+
+def test_calls_in_the_words_of_families() -> None:
+    arguments: dict[str, object] = {"a": "x\ny", "b": [1, 2.5, None], "c": {"d": True}}
+    calls = [CallText("f", arguments), CallText("g", {})]
+    assert tool_texts("<|tool_list_start|>").calls(calls) == (
+        '<|tool_call_start|>[f(a="x\\ny", b=[1, 2.5, None], c={"d": True}), g()]<|tool_call_end|>'
+    )
+    assert (
+        tool_texts("<|start_of_role|><|tool_call|>").calls(calls[1:]) == '<|tool_call|>[{"name": "g", "arguments": {}}]'
+    )
+    assert isinstance(tool_texts("<|tool_call|>"), GenericTools)
 
 
 class NativeTools(GenericTools):

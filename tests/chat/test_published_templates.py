@@ -165,6 +165,24 @@ def test_each_takes_every_effort(name: str) -> None:
             assert "what-weather" in template(name).render(Conversation((USER,), reasoning_effort=effort))[0]
 
 
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [
+        ("LFM2.5-Instruct", '<|tool_call_start|>[get_weather(city="Roma-Norte"), do_nothing()]<|tool_call_end|>'),
+        (
+            "LFM2-8B-A1B",
+            '<|tool_call_start|>[get_weather(city="Roma-Norte"), do_nothing()]<|tool_call_end|><|im_end|>',
+        ),
+        (
+            "ibm-granite-granite-3.3-2B-Instruct",
+            '<|tool_call|>[{"name": "get_weather", "arguments": {"city": "Roma-Norte"}}, {"name": "do_nothing", ',
+        ),
+    ],
+)
+def test_calls_that_a_template_leaves_out_are_in_the_words_of_its_family(name: str, written: str) -> None:
+    assert f"let-me-look\n{written}" in "".join(template(name).render(Conversation(TWO_CALLS, TOOLS)))
+
+
 def those(attribute: str, value: object = False) -> set[str]:  # noqa: FBT002
     return {name for name in NAMES if getattr(compiled(name)[2], attribute) is value}
 
