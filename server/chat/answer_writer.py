@@ -48,8 +48,11 @@ class AnswerWriter:
         if not text:
             return
         self._skips_space = False
-        if self._held:
+        if self._held and self._held_begin + len(self._held) == begin:
             text, begin, self._held = self._held + text, self._held_begin, ""
+        elif self._held:  # something that is not said to anybody stood between the two
+            self._parts.append(Content(self._held, self._held_begin))
+            self._held = ""
         if self._trims_content:
             kept = text.rstrip()
             self._held, self._held_begin = text[len(kept) :], begin + len(kept)
@@ -102,6 +105,10 @@ class AnswerWriter:
         """Say that the call is complete."""
         self._has_open_call = False
         self.num_calls += 1
+
+    def abandon_call(self) -> None:
+        """Say that the rest of a call that has begun will not come."""
+        self._has_open_call = False
 
     def whole_call(self, name: str, arguments: object, call_id: str | None = None) -> None:
         """Add a call that was read as a whole."""

@@ -83,9 +83,9 @@ class LarkGrammar:
             text = self.terminal(f"{text} & ({_ANY} {quoted(before)})")
         return f"{text} {self.literal(marker[control.start() :])}"
 
-    def json(self, schema: Mapping[str, object]) -> str:
-        """Return an expression for the JSON values that a schema describes, on one line."""
-        return self.rule(f"%json {_dumped({**schema, 'x-guidance': _SEPARATORS})}")
+    def json(self, schema: Mapping[str, object], *, is_indented: bool = False) -> str:
+        """Return an expression for the JSON values that a schema describes, on one line unless they are indented."""
+        return self.rule(f"%json {_dumped({**schema, 'x-guidance': _BOUNDED_SPACE if is_indented else _SEPARATORS})}")
 
     def choice(self, texts: Iterable[str]) -> str:
         """Return an expression for one of several texts."""

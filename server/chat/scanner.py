@@ -7,7 +7,7 @@ A parser says ``yield from scanner.until(...)`` as if all the text were there; w
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from functools import lru_cache
 from typing import TypeVar
 
@@ -85,11 +85,30 @@ class Scanner:
                 return None
             yield
 
-    def collect(self, markers: Sequence[str]) -> Reading[tuple[str, str | None]]:
-        """Read up to the first of some markers and through it; return what comes before, and the marker."""
+    def collect(self, markers: Sequence[str], most: int | None = None) -> Reading[tuple[str, str | None]]:
+        """Read up to the first of some markers and through it; return what comes before, and the marker.
+
+        Raises:
+            Malformed: more than ``most`` characters come before.
+
+        """
         pieces: list[str] = []
-        marker = yield from self.until(markers, lambda text, _: pieces.append(text))
+        num_left = most
+
+        def keep(text: str, _begin: int) -> None:
+            nonlocal num_left
+            pieces.append(text)
+            if num_left is not None:
+                num_left -= len(text)
+                if num_left < 0:
+                    raise Malformed
+
+        marker = yield from self.until(markers, keep)
         return "".join(pieces), marker
+
+    def step_back(self, count: int) -> None:
+        """Take back the last characters that were read, before any more is."""
+        self._read -= count
 
     def take(self, literal: str) -> Reading[bool]:
         """Read a text if it is what comes next; return whether it is."""
@@ -100,6 +119,18 @@ class Scanner:
             yield
         self._read += len(literal)
         return True
+
+    def take_any(self, literals: Collection[str]) -> Reading[str | None]:
+        """Read whichever of some texts comes next, none of which begins with another; return it."""
+        while True:
+            found = next((each for each in literals if self._text.startswith(each, self._read)), None)
+            if found is not None:
+                self._read += len(found)
+                return found
+            left = self._text[self._read :]
+            if self.is_over or not any(each.startswith(left) for each in literals):
+                return None
+            yield
 
     def expect(self, literal: str) -> Reading[None]:
         """Read a text that has to come next.
@@ -155,7 +186,7 @@ class Scanner:
     def _json_scalar(self, emit: Emit) -> Reading[bool]:
         while True:
             end = self._read
-            while end < len(self._text) and self._text[end] not in ",]}" + _SPACE:
+            while end < len(self._text) and self._text[end] not in ",]})" + _SPACE:
                 end += 1
             if end > self._read:
                 begin, self._read = self._read, end

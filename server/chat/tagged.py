@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -23,6 +22,7 @@ class ThinkingTags:
         markers: the control tokens that the two are made of, where they are not such tokens as a whole.
         is_repeated: whether the model may think again later; content then never has these texts in it.
         unsaid: other texts around what is said that are not said to anybody.
+        is_ended_by_calls: whether the model may begin to call without closing its thinking.
 
     """
 
@@ -31,6 +31,15 @@ class ThinkingTags:
     markers: frozenset[str] = frozenset()
     is_repeated: bool = False
     unsaid: tuple[str, ...] = ()
+    is_ended_by_calls: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SpeechTags:
+    """What stands before and after what a model says to the user, if that stands between tags, too."""
+
+    opening: str
+    closing: str
 
 
 class CallSyntax(Protocol):
@@ -81,9 +90,12 @@ class CallSyntax(Protocol):
 class TaggedFormat:
     """``AnswerFormat`` made of thinking tags and a syntax for calls."""
 
-    def __init__(self, calls: CallSyntax, thinking: ThinkingTags | None = None) -> None:
+    def __init__(
+        self, calls: CallSyntax, thinking: ThinkingTags | None = None, speech: SpeechTags | None = None
+    ) -> None:
         self._calls = calls
         self._thinking = thinking
+        self._speech = speech
 
     @property
     def name(self) -> str:
@@ -103,10 +115,11 @@ class TaggedFormat:
     @property
     def markers(self) -> frozenset[str]:
         """Texts that the parser has to see even where the model writes them as control tokens."""
-        if self._thinking is None:
-            return self._calls.markers
-        tags = self._thinking.markers or {self._thinking.opening, self._thinking.closing}
-        return self._calls.markers.union(tags, self._thinking.unsaid)
+        markers = self._calls.markers
+        if self._thinking is not None:
+            tags = self._thinking.markers or {self._thinking.opening, self._thinking.closing}
+            markers = markers.union(tags, self._thinking.unsaid)
+        return markers if self._speech is None else markers.union((self._speech.opening, self._speech.closing))
 
     @property
     def thinking_end(self) -> str | None:
@@ -146,17 +159,28 @@ class TaggedFormat:
 
     def _answer(self, grammar: LarkGrammar, plan: AnswerPlan) -> str:
         if not plan.tools:
-            return "" if plan.response_format is None else grammar.content(plan.response_format)
+            return self._content(grammar, plan)
         rest = grammar.rule(self._calls.rest(grammar, plan))
         call = grammar.rule(sequence([grammar.literal(self._calls.trigger), rest]))
         calls = f"{call} (/\\n?/ {call})*" if plan.is_parallel else call
         if plan.must_call:
             return calls
         if plan.response_format is not None:
-            return f"({calls} | {grammar.content(plan.response_format)})"
+            return f"({calls} | {self._content(grammar, plan)})"
         later = sequence([grammar.through(self._calls.trigger), rest])
         text = grammar.any_text(without=self._calls.trigger)
-        return f"({later})* {text}" if plan.is_parallel else f"({later} | {text})"
+        free = f"({later})* {text}" if plan.is_parallel else f"({later} | {text})"
+        return free if self._speech is None else f"({free} | {self._spoken(grammar, text)})"
+
+    def _content(self, grammar: LarkGrammar, plan: AnswerPlan) -> str:
+        if plan.response_format is None:
+            return ""
+        return self._spoken(grammar, grammar.content(plan.response_format))
+
+    def _spoken(self, grammar: LarkGrammar, content: str) -> str:
+        if self._speech is None:
+            return content
+        return f"{grammar.literal(self._speech.opening)} {content} ({grammar.literal(self._speech.closing)})?"
 
     def _read(self, scanner: Scanner, writer: AnswerWriter, plan: AnswerPlan) -> Reading[None]:
         yield from self._read_thinking_first(scanner, writer, plan)
@@ -165,6 +189,8 @@ class TaggedFormat:
         if self._thinking is not None:
             thinking = self._thinking.opening if self._thinking.is_repeated else ""
             unsaid = frozenset(self._thinking.unsaid).union([self._thinking.closing] if thinking else [])
+        if self._speech is not None:
+            unsaid = unsaid.union((self._speech.opening, self._speech.closing))
         markers = (*calls, *sorted(unsaid), *([thinking] if thinking else []))
         while (marker := (yield from scanner.until(markers, writer.content))) is not None:
             if marker in calls:
@@ -197,29 +223,47 @@ class TaggedFormat:
             return
         writer.begin_reasoning(is_apart=not plan.is_reasoning_raw)
         emit = writer.content if plan.is_reasoning_raw else writer.reasoning
-        closing = yield from scanner.until((self._thinking.closing,), emit)
-        if closing is not None and plan.is_reasoning_raw:
-            writer.content(closing, scanner.offset - len(closing))
+        closing, trigger = self._thinking.closing, self._calls.trigger
+        may_call = self._thinking.is_ended_by_calls and bool(plan.tools)
+        marker = yield from scanner.until((closing, trigger) if may_call else (closing,), emit)
+        if marker == trigger:
+            scanner.step_back(len(trigger))
+        elif marker is not None and plan.is_reasoning_raw:
+            writer.content(marker, scanner.offset - len(marker))
         writer.end_reasoning(is_apart=not plan.is_reasoning_raw)
 
 
 def read_calls(scanner: Scanner, writer: AnswerWriter, calls: CallSyntax, plan: AnswerPlan) -> Reading[None]:
     """Read calls whose trigger has been read; what turns out to be none is content."""
-    begin = scanner.offset - len(calls.trigger)
-    num_before = writer.num_calls
+    yield from read_or_say(scanner, writer, calls.trigger, calls.read(scanner, writer, plan))
+
+
+def read_or_say(scanner: Scanner, writer: AnswerWriter, trigger: str, reading: Reading[None]) -> Reading[bool]:
+    """Read what should be calls, after their trigger; if it turns out to be none, all of it is content.
+
+    Returns:
+        Whether a call has begun.
+
+    """
+    trigger_begin, num_before = scanner.offset - len(trigger), writer.num_calls
 
     def has_begun() -> bool:
         return writer.has_open_call or writer.num_calls > num_before
 
     scanner.mark()
-    with suppress(Malformed):
-        for _ in calls.read(scanner, writer, plan):
+    try:
+        for _ in reading:
             if has_begun():
                 scanner.lift()  # a long call is not kept
             yield
+        is_call = has_begun()
+    except Malformed:
+        is_call = has_begun()
+        writer.abandon_call()
     text, _ = scanner.lift()
-    if not has_begun():
-        writer.content(calls.trigger + text, begin)
+    if not is_call:
+        writer.content(trigger + text, trigger_begin)
+    return is_call
 
 
 class ReadingParser:
