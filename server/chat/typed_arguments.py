@@ -214,7 +214,7 @@ class TypedArguments:
             return marker
         if schema is not None and not takes_any_text(schema):
             is_text = None  # text that is limited may stand in quotes
-        text, marker = yield from scanner.collect(closing)
+        text, marker = yield from collect_value(scanner, closing, schema, is_text=is_text)
         if marker is not None:
             self._writer.arguments(json_value(text, schema, is_text=is_text))
         return marker
@@ -228,6 +228,20 @@ class TypedArguments:
     def end(self) -> None:
         """Close the object."""
         self._writer.arguments("}" if self._num_written else "{}")
+
+
+def collect_value(
+    scanner: Scanner, closing: Sequence[str], schema: Schema | None, *, is_text: bool | None = None
+) -> Reading[tuple[str, str | None]]:
+    """Read a value that is no plain text up to one of some texts, which do not end it within JSON; return both."""
+    if is_text is not False and (schema is None or takes_any_text(schema)):
+        return (yield from scanner.collect(closing))
+    pieces: list[str] = []
+    yield from scanner.skip_space()
+    if (yield from scanner.next_character()) in {'"', "{", "["}:
+        yield from scanner.json_value(lambda text, _: pieces.append(text))
+    rest, marker = yield from scanner.collect(closing)
+    return "".join(pieces) + rest, marker
 
 
 def json_value(text: str, schema: Schema | None, *, is_text: bool | None = None) -> str:

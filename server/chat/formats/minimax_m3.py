@@ -19,6 +19,7 @@ from server.chat.typed_arguments import (
     Schema,
     TypedArguments,
     allowed_types,
+    collect_value,
     expression_of_each,
     is_plain_text,
     json_value,
@@ -30,6 +31,7 @@ from server.core.request import Tool
 _MARK = "]<]minimax[>["
 """A control token, which is the first of every tag."""
 _MOST_NESTED = 64
+_EMPTY = {"object": "{}", "array": "[]"}
 _NAME = re.compile(r"[\w.$-]+")
 
 MINIMAX_M3_THINKING = ThinkingTags("<mm:think>", "</mm:think>")
@@ -94,13 +96,16 @@ class _Value:
         is_text = takes_any_text(whole)
         if not is_text:
             yield from scanner.skip_space()
-        if is_text or (yield from scanner.next_character()) != _MARK[0] or (yield from scanner.take(closing)):
+        if is_text or (yield from scanner.next_character()) != _MARK[0]:
             yield from self._read_leaf(scanner, closing, whole)
-            return
-        yield from self._read_nested(scanner, tag, whole, depth)
+        elif (yield from scanner.take(closing)):
+            types = allowed_types(whole, self._root) if whole else frozenset({"string"})
+            self._write(next((empty for kind, empty in _EMPTY.items() if kind in types), '""'))
+        else:
+            yield from self._read_nested(scanner, tag, whole, depth)
 
     def _read_leaf(self, scanner: Scanner, closing: str, schema: Schema) -> Reading[None]:
-        text, marker = yield from scanner.collect([closing])
+        text, marker = yield from collect_value(scanner, [closing], schema or None)
         if marker is None:
             raise Malformed
         self._write(json_value(text, schema or None))
