@@ -7,6 +7,7 @@ import random
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import llguidance
 import llguidance.numpy
@@ -120,6 +121,7 @@ class ByteVocabulary:
         self.tokens += [text.encode() for text in (*ordered, *endings)]
         self.control = {marker: begin + i for i, marker in enumerate(ordered)} if are_control else {}
         self.markers = range(begin, len(self.tokens))
+        self.favoured = {len(self.tokens), *self.markers, *b'"}]>\n', *range(256, 256 + len(_WORDS))}
         self.eos_token_id = len(self.tokens)
         self.tokens.append(b"<|end|>")
         self.special_token_ids = [*self.control.values(), self.eos_token_id]
@@ -130,6 +132,11 @@ class ByteVocabulary:
 
     def text(self, tokens: Iterable[int]) -> str:
         return b"".join(self.tokens[token] for token in tokens if token != self.eos_token_id).decode()
+
+
+@lru_cache(maxsize=256)
+def _vocabulary(markers: frozenset[str], endings: frozenset[str], *, are_control: bool) -> ByteVocabulary:
+    return ByteVocabulary(markers, sorted(endings), are_control=are_control)
 
 
 def made_up(
@@ -144,15 +151,13 @@ def made_up(
     endings = {json.loads(ending) for ending in _ENDINGS.findall(grammar)}
     if not are_control:
         endings -= answer_format.markers
-    vocabulary = ByteVocabulary(answer_format.markers, sorted(endings), are_control=are_control)
+    vocabulary = _vocabulary(answer_format.markers, frozenset(endings), are_control=are_control)
     grammar = answer_format.grammar(plan, vocabulary.control.get)
     assert grammar is not None
     numbers = random.Random(seed)
-    problem, messages = llguidance.LLMatcher.validate_grammar_with_warnings(grammar, vocabulary.tokenizer)
-    assert not problem, (messages, grammar)
     matcher = llguidance.LLMatcher(vocabulary.tokenizer, grammar, log_level=0)
+    assert not matcher.is_error(), (matcher.get_error(), grammar)
     mask = llguidance.numpy.allocate_token_bitmask(1, len(vocabulary.tokens))
-    favoured = {vocabulary.eos_token_id, *vocabulary.markers, *b'"}]>\n', *range(256, 256 + len(_WORDS))}
     tokens: list[int] = []
     while len(tokens) < most_tokens:
         if forced := matcher.compute_ff_tokens():
@@ -165,10 +170,9 @@ def made_up(
         bits = np.unpackbits(mask[0].view(np.uint8), bitorder="little", count=len(vocabulary.tokens))
         allowed = np.flatnonzero(bits).tolist()
         assert allowed, matcher.get_error()
-        markers = [token for token in allowed if token in vocabulary.markers]
-        likely = [token for token in allowed if token in favoured]
         chance = numbers.random()
-        token = numbers.choice((markers if chance < 0.2 else likely if chance < 0.5 else allowed) or allowed)
+        wanted = vocabulary.markers if chance < 0.2 else vocabulary.favoured if chance < 0.5 else ()
+        token = numbers.choice([token for token in allowed if token in wanted] or allowed)
         assert matcher.consume_token(token)
         tokens.append(token)
     assert not matcher.is_error(), matcher.get_error()
