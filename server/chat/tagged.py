@@ -146,16 +146,17 @@ class TaggedFormat:
         if plan.is_free:
             return None
         grammar = LarkGrammar(self.markers, control_token)
-        before = self._thought(grammar, plan) or ("/[ \\n]{0,2}/" if plan.must_call else "")
-        return grammar.build(sequence([before, self._answer(grammar, plan)]))
+        space = "/[ \\n]{0,2}/" if plan.must_call else ""  # which some families write before calls
+        return grammar.build(sequence([self._thought(grammar, plan), space, self._answer(grammar, plan)]))
 
     def _thought(self, grammar: LarkGrammar, plan: AnswerPlan) -> str:
         if self._thinking is None or plan.reasoning is ReasoningStart.NEVER:
             return ""
-        through = sequence([grammar.through(self._thinking.closing), "/\\n{0,2}/"])
+        through = grammar.through(self._thinking.closing)
         if plan.reasoning is ReasoningStart.OPEN:
-            return through
-        return f"({grammar.literal(self._thinking.opening)} {through} | {grammar.literal(self._thinking.closing)})?"
+            return sequence([through, "/\\n{0,2}/"])
+        opened = f"{grammar.literal(self._thinking.opening)} {through}"
+        return f"(/\\n?/ ({opened} | {grammar.literal(self._thinking.closing)}) /\\n{{0,2}}/)?"
 
     def _answer(self, grammar: LarkGrammar, plan: AnswerPlan) -> str:
         if not plan.tools:

@@ -52,8 +52,38 @@ NESTED = Tool(
 )
 NOTHING = Tool("ping", None, {"type": "object", "properties": {}})
 TOOLS = (WEATHER, NESTED, NOTHING)
-SCHEMAS = {tool.name: tool.parameters for tool in TOOLS}
-SEEDS = range(4)
+ODD = Tool(
+    "odd",
+    None,
+    {
+        "type": "object",
+        "properties": {
+            "maybe": {"anyOf": [{"type": "string"}, {"type": "null"}]},
+            "either": {"type": ["string", "integer"]},
+            "tree": {"$ref": "#/$defs/node"},
+            "counts": {"type": "object", "additionalProperties": {"type": "integer"}},
+            "rows": {"type": "array", "items": {"type": "array", "items": {"enum": ["x", "y"]}}},
+            "day": {"type": "string", "format": "date"},
+            "any": {},
+            "inner": {"type": "object", "properties": {"z": {"type": "string"}, "y": {"type": "null"}}},
+        },
+        "required": ["either", "any"],
+        "additionalProperties": False,
+        "$defs": {
+            "node": {
+                "type": "object",
+                "properties": {
+                    "value": {"type": "integer"},
+                    "children": {"type": "array", "items": {"$ref": "#/$defs/node"}, "maxItems": 2},
+                },
+                "required": ["value"],
+                "additionalProperties": False,
+            }
+        },
+    },
+)
+SCHEMAS = {tool.name: tool.parameters for tool in (*TOOLS, ODD)}
+SEEDS = range(3)
 
 
 def check_calls(calls: Sequence[tuple[str, str]]) -> None:
@@ -102,6 +132,15 @@ class TestFormat:
                 check_calls(answer.calls)
                 num_calls += len(answer.calls)
         assert num_calls
+
+    def test_odd_schemas_are_kept(self, answer_format: AnswerFormat, *, are_control: bool) -> None:
+        plan = AnswerPlan((ODD,), must_call=True, reasoning=ReasoningStart.POSSIBLE)
+        texts = [made_up(answer_format, plan, seed, are_control=are_control) for seed in range(5)]
+        assert any(texts)
+        for text in filter(None, texts):
+            answer = parse(answer_format, plan, [text])
+            assert answer.num_complete == len(answer.calls) >= 1, text
+            check_calls(answer.calls)
 
     def test_thinking_comes_first(self, answer_format: AnswerFormat, *, are_control: bool) -> None:
         if answer_format.thinking_end is None:

@@ -409,7 +409,7 @@ class PublishedTemplate:
         )
         self._template = environment.from_string(self.source)
 
-    def render(self, messages: Sequence[Mapping[str, Any]], *, prompts: bool) -> str:
+    def render(self, messages: Sequence[Mapping[str, Any]], *, prompts: bool, **variables: object) -> str:
         tools = [
             {
                 "type": "function",
@@ -417,7 +417,7 @@ class PublishedTemplate:
             }
             for each in _ALL_TOOLS
         ]
-        variables = {"bos_token": "<BOS>", "eos_token": "<EOS>", **self.expected.variables}
+        variables = {"bos_token": "<BOS>", "eos_token": "<EOS>", **self.expected.variables, **variables}
         return self._template.render(messages=messages, tools=tools, add_generation_prompt=prompts, **variables)
 
     def assistant(self, calls: Calls, content: str, reasoning: str) -> dict[str, Any]:
@@ -480,6 +480,50 @@ def test_what_a_published_template_makes_of_an_answer_is_read_as_that(name: str)
         assert answer.num_complete == len(calls)
         assert answer.content.strip() == content, text
         assert answer.reasoning == ("Hmm." if "Hmm." in text else ""), text
+
+
+@pytest.mark.parametrize(
+    ("name", "variables", "start"),
+    [
+        ("deepseek-ai-DeepSeek-R1-Distill-Llama-8B", {}, ReasoningStart.OPEN),
+        ("deepseek-ai-DeepSeek-R1-Distill-Qwen-32B", {"enable_thinking": False}, ReasoningStart.NEVER),
+        ("deepseek-ai-DeepSeek-R1-Distill-Qwen-32B", {"enable_thinking": True}, ReasoningStart.OPEN),
+        ("deepseek-ai-DeepSeek-V3.1", {}, ReasoningStart.NEVER),
+        ("deepseek-ai-DeepSeek-V3.1", {"thinking": True}, ReasoningStart.OPEN),
+        ("deepseek-ai-DeepSeek-V4", {"thinking": False}, ReasoningStart.NEVER),
+        ("Kimi-K2-Thinking", {}, ReasoningStart.POSSIBLE),
+        ("Kimi-K3", {}, ReasoningStart.OPEN),
+        ("Kimi-K3", {"thinking": False}, ReasoningStart.NEVER),
+        ("GLM-4.6", {}, ReasoningStart.POSSIBLE),
+        ("GLM-4.6", {"enable_thinking": False}, ReasoningStart.NEVER),
+        ("GLM-4.7-Flash", {}, ReasoningStart.OPEN),
+        ("poolside-Laguna-XS-2.1", {}, ReasoningStart.NEVER),
+        ("inclusionai-ling-3.0-flash", {}, ReasoningStart.OPEN),
+        ("tencent-Hy3", {}, ReasoningStart.NEVER),
+        ("tencent-Hy3", {"reasoning_effort": "high"}, ReasoningStart.OPEN),
+        ("MiniMax-M2", {}, ReasoningStart.OPEN),
+        ("MiniMax-M3", {}, ReasoningStart.POSSIBLE),
+        ("MiniMax-M3", {"thinking_mode": "disabled"}, ReasoningStart.NEVER),
+        ("MiniMax-M3", {"thinking_mode": "enabled"}, ReasoningStart.OPEN),
+        ("google-gemma-4-31B-it", {}, ReasoningStart.NEVER),
+        ("google-gemma-4-31B-it", {"enable_thinking": True}, ReasoningStart.POSSIBLE),
+        ("google-gemma-2-2b-it", {}, ReasoningStart.NEVER),
+        ("LFM2.5-8B-A1B", {}, ReasoningStart.POSSIBLE),
+        ("NVIDIA-Nemotron-3-Nano-30B-A3B-BF16", {"enable_thinking": False}, ReasoningStart.NEVER),
+        ("ByteDance-Seed-OSS", {}, ReasoningStart.POSSIBLE),
+        ("Apriel-1.6-15b-Thinker-fixed", {}, ReasoningStart.OPEN),
+        ("unsloth-Apriel-1.5", {}, ReasoningStart.POSSIBLE),
+        ("openbmb-MiniCPM5-1B", {"enable_thinking": True}, ReasoningStart.OPEN),
+        ("Reka-Edge", {"enable_thinking": True}, ReasoningStart.OPEN),
+        ("llama-cpp-rwkv-world", {"enable_thinking": True}, ReasoningStart.OPEN),
+    ],
+)
+def test_the_end_of_a_prompt_tells_whether_the_answer_begins_with_thinking(
+    name: str, variables: Mapping[str, object], start: ReasoningStart
+) -> None:
+    template = PublishedTemplate(name)
+    prompt = template.render([{"role": "user", "content": "Hi"}], prompts=True, **variables)
+    assert choose_format(template.source).reasoning_start(prompt) is start
 
 
 @pytest.mark.parametrize("name", [each for each in _PUBLISHED if each != "google-gemma-2-2b-it"])
