@@ -64,7 +64,7 @@ class GenericTools:
             if is_parallel
             else "Make one call at a time.",
             "What the functions return comes in <tool_response> tags in the next message.",
-            _demand(choice),
+            demand(choice),
         ]
         return "\n".join(filter(None, lines))
 
@@ -82,7 +82,8 @@ class GenericTools:
         return RESULT_OPENING + content + RESULT_CLOSING
 
 
-def _demand(choice: ToolChoice) -> str:
+def demand(choice: ToolChoice) -> str:
+    """Say in words what has to be called now."""
     if choice.mode is ToolChoiceMode.NONE:
         return "Do not call any of them now."
     if choice.mode is ToolChoiceMode.AUTO:

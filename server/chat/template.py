@@ -49,6 +49,7 @@ class ChatTemplate:
     Attributes:
         source: its text.
         capabilities: what it can take.
+        has_own_calls: whether calls are written in the way of its family, and not in the generic one.
 
     """
 
@@ -80,7 +81,9 @@ class ChatTemplate:
         self.source = source
         self.capabilities = capabilities or TemplateCapabilities()
         self._renderer = renderer
-        self._adapter = Adapter(self.capabilities, texts or tool_texts(source))
+        texts = texts or tool_texts(source)
+        self.has_own_calls = self.capabilities.tools or texts.is_native
+        self._adapter = Adapter(self.capabilities, texts)
         self._special = {"bos_token": bos_text, "eos_token": eos_text}
         self._control = re.compile("|".join(map(re.escape, control_texts))) if control_texts else None
         self._now = now

@@ -275,9 +275,8 @@ def _shaper(plan: LoadPlan, template: ChatTemplate, model: LlamaModel) -> Answer
         vocabulary.tokenize_text,
     )
     compiler.prepare()
-    has_words = template.capabilities.tools
     return AnswerShaper(
-        choose_format(template.source) if has_words else generic_format(template.source),
+        choose_format(template.source) if template.has_own_calls else generic_format(template.source),
         compiler,
         vocabulary.control_ids,
         vocabulary.tokenize_markup,
