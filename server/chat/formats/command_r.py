@@ -63,7 +63,7 @@ class CommandRFormat(WholeFormat):
             )
         )
         calls = listed(call, plan, "", _NEXT, _CALLS_END)
-        now = sequence([f"/\\n?{_TRIGGER}[ \\n]/", quoted(_CALLS), calls])
+        now = sequence([f"/\\n?{_TRIGGER}[ \\n]/", quoted(_CALLS), calls, "/\\n?/"])
         if plan.must_call:
             return now
         if plan.response_format is not None:

@@ -45,10 +45,11 @@ class GigaChatFormat(WholeFormat):
     def expression(self, grammar: LarkGrammar, plan: AnswerPlan) -> str:
         """Return an expression for what is said and a call, or one of the two."""
         content = grammar.any_text() if plan.response_format is None else grammar.content(plan.response_format)
-        said = f"{content} ({grammar.literal(_SEPARATOR)})?"
+        end = f"({grammar.literal(_SEPARATOR)} /\\n{{0,2}}/)?"
+        said = f"{content} {end}"
         if not plan.tools:
             return said
-        call = _CALL.expression(grammar, plan.tools)
+        call = sequence([_CALL.expression(grammar, plan.tools), end])
         if plan.must_call or plan.response_format is not None:
             calls = sequence([grammar.literal(self.call_opening), call])
             return calls if plan.must_call else f"({calls} | {said})"
