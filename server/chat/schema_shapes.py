@@ -11,6 +11,7 @@ from server.chat.typed_arguments import (
     DEFINITIONS,
     OF_PLAIN_OBJECTS,
     Schema,
+    as_schema,
     is_plain_text,
     listed_texts,
     resolved,
@@ -71,11 +72,15 @@ class Shapes:
         if depth < _MOST_NESTED and self._num_left > 0:
             if whole.get("type") == "array" and said <= {"type", "items", "minItems", "maxItems"}:
                 items, least, most = whole.get("items"), whole.get("minItems", 0), whole.get("maxItems")
-                if isinstance(items, Mapping) and isinstance(least, int) and isinstance(most, int | None):
+                is_possible = isinstance(least, int) and (
+                    most is None or (isinstance(most, int) and most >= max(least, 1))
+                )
+                if isinstance(items, Mapping) and is_possible and least >= 0:
                     return Items(items, least, most)
             properties = whole.get("properties")
             if whole.get("type") == "object" and said <= OF_PLAIN_OBJECTS and isinstance(properties, Mapping):
                 required = frozenset(whole.get("required") or ())
-                if properties and required <= properties.keys() and not whole.get("additionalProperties"):
-                    return Members(properties, required)
+                schemas = {name: as_schema(each) for name, each in properties.items() if each is not False}
+                if schemas and required <= schemas.keys() and not whole.get("additionalProperties"):
+                    return Members(schemas, required)
         return Other({**whole, **self._definitions})

@@ -83,9 +83,10 @@ class Parameters:
             )
         definitions = {key: tool.parameters[key] for key in DEFINITIONS if key in tool.parameters}
         required = frozenset(root.get("required") or ())
-        properties: dict[str, Schema] = dict(root.get("properties") or {})
+        properties: dict[str, object] = dict(root.get("properties") or {})
+        properties = {name: each for name, each in properties.items() if each is not False or name in required}
         properties |= {name: {} for name in sorted(required - properties.keys())}
-        return cls({name: {**_as_schema(each), **definitions} for name, each in properties.items()}, required)
+        return cls({name: {**as_schema(each), **definitions} for name, each in properties.items()}, required)
 
 
 def parameters_expression(
@@ -179,7 +180,7 @@ def _unlimited_kinds(schema: Schema, root: Schema, depth: int = 0) -> frozenset[
     branches = next((whole[keyword] for keyword in _UNIONS if said == {keyword}), None)
     if not isinstance(branches, list) or depth > _MOST_NESTED_UNIONS:
         return None
-    found = [_unlimited_kinds(_as_schema(each), root, depth + 1) for each in branches]
+    found = [_unlimited_kinds(as_schema(each), root, depth + 1) for each in branches]
     kinds = frozenset().union(*(each or () for each in found))
     is_ambiguous = sum(len(each or ()) for each in found) > len(kinds) or {"integer", "number"} <= kinds
     return None if None in found or (is_ambiguous and "oneOf" in said) else kinds
@@ -196,7 +197,7 @@ class TypedArguments:
         root = {} if tool is None else resolved(tool.parameters, tool.parameters)
         definitions = {key: tool.parameters[key] for key in DEFINITIONS if tool and key in tool.parameters}
         properties = root.get("properties") or {}
-        self._schemas = {key: {**_as_schema(each), **definitions} for key, each in properties.items()}
+        self._schemas = {key: {**as_schema(each), **definitions} for key, each in properties.items()}
 
     def read(
         self, scanner: Scanner, name: str, closing: Sequence[str], *, is_text: bool | None = None
@@ -282,7 +283,7 @@ def _types(schema: Schema, root: Schema, depth: int = 0) -> frozenset[str]:
     whole = resolved(schema, root)
     branches = next((whole[keyword] for keyword in _UNIONS if isinstance(whole.get(keyword), list)), None)
     if branches is not None and depth <= _MOST_NESTED_UNIONS:
-        return frozenset().union(*(_types(_as_schema(each), root, depth + 1) for each in branches))
+        return frozenset().union(*(_types(as_schema(each), root, depth + 1) for each in branches))
     listed = [whole["const"]] if "const" in whole else whole.get("enum")
     if isinstance(listed, list):
         return frozenset().union(*map(_type_of, listed))
@@ -302,8 +303,11 @@ def _escaped(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)[1:-1]
 
 
-def _as_schema(value: object) -> Schema:
-    return value if isinstance(value, Mapping) else {}
+def as_schema(value: object) -> Schema:
+    """Return a schema that may be one word as an object."""
+    if isinstance(value, Mapping):
+        return value
+    return {"not": {}} if value is False else {}
 
 
 def resolved(schema: Schema, root: Schema) -> Schema:

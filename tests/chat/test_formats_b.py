@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import llguidance
 import pytest
 from answers import parse, parse_however_cut
 from jinja2.ext import loopcontrols
@@ -18,6 +19,7 @@ from test_formats import NESTED, TOOLS, WEATHER
 
 from server.chat.answer_format import AnswerFormat, AnswerPlan, ReasoningStart
 from server.chat.formats import FORMATS, choose_format
+from server.core.errors import InvalidRequest
 from server.core.request import Tool
 
 _TEMPLATES = Path(__file__).parents[3] / "shared" / "chat-templates"
@@ -310,7 +312,7 @@ class TestWhatIsNoCall:
     def test_what_begins_like_a_call_and_is_none_is_content(self, answer_format: AnswerFormat) -> None:
         text = answer_format.example
         begin = text[: text.index("get_weather")]
-        for garbage in ("", "\x00 <", '"<{'):
+        for garbage in ("", "\x00 <", '"<'):
             answer = parse_however_cut(answer_format, AnswerPlan(TOOLS), "So: " + begin + garbage)
             assert answer.calls == []
             assert answer.content.startswith("So:")
@@ -318,6 +320,55 @@ class TestWhatIsNoCall:
     def test_without_tools_everything_is_said(self, answer_format: AnswerFormat) -> None:
         answer = parse_however_cut(answer_format, AnswerPlan(), answer_format.example)
         assert (answer.calls, "Paris" in answer.content) == ([], True)
+
+
+_HARD: Sequence[Mapping[str, Any]] = [
+    {},
+    {"type": "object", "required": ["undescribed"]},
+    {"type": "object", "properties": {"a": True, "b": False}},
+    {"type": "object", "properties": {'a"b': {"type": "string"}, "c>d": {"type": "integer"}}},
+    {"type": "object", "properties": {"a": {}, "b": {}}, "anyOf": [{"required": ["a"]}, {"required": ["b"]}]},
+    {"type": "object", "properties": {"none": {"type": "array", "items": {}, "maxItems": 0}}},
+    {"type": "object", "properties": {f"p{i}": {"enum": [f"v{j}" for j in range(20)]} for i in range(100)}},
+    {
+        "type": "object",
+        "properties": {"x": {"$ref": "#/$defs/x"}},
+        "$defs": {
+            "x": {"anyOf": [{"$ref": "#/$defs/x"}, {"$ref": "#/$defs/y"}]},
+            "y": {"type": "object", "properties": {f"k{i}": {"$ref": "#/$defs/y"} for i in range(10)}},
+        },
+    },
+]
+
+
+@pytest.mark.parametrize("answer_format", FORMATS, ids=lambda each: each.name)
+def test_a_hard_schema_is_enforced_or_refused(answer_format: AnswerFormat) -> None:
+    num_enforced = 0
+    for parameters in _HARD:
+        plan = AnswerPlan((Tool("f", None, parameters),), must_call=True)
+        try:
+            grammar = answer_format.grammar(plan, lambda _: None)
+        except InvalidRequest:
+            continue
+        assert grammar is not None
+        is_wrong, messages = llguidance.LLMatcher.validate_grammar_with_warnings(grammar, None)
+        assert not is_wrong, (parameters, messages)
+        num_enforced += 1
+    assert num_enforced >= len(_HARD) - 2
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("Gemma 4", "<|tool_call>call:typed{tags:" + "[" * 5000),
+        ("LFM2", "<|tool_call_start|>[typed(tags=" + "[" * 5000),
+        ("MiniMax M3", f'{_NS}<tool_call>{_NS}<invoke name="typed">' + f"{_NS}<config>" * 3000),
+        ("GLM", "<tool_call>typed<arg_key>tags</arg_key><arg_value>" + "[" * 50_000 + "</arg_value></tool_call>"),
+    ],
+)
+def test_values_nested_without_end_leave_a_call_incomplete(name: str, text: str) -> None:
+    answer = parse(_BY_NAME[name], AnswerPlan(_ALL_TOOLS), [text])
+    assert (answer.num_complete, [called for called, _ in answer.calls]) == (0, ["typed"])
 
 
 @dataclass(frozen=True)
