@@ -1,6 +1,6 @@
 """Writes the documents that repeat what the code says; with --check, only says which of them are stale.
 
-They are config.example.toml, docs/configuration.md, docs/parameters.md and docs/cli.md.
+They are config.example.toml, docs/configuration.md, docs/parameters.md, docs/formats.md and docs/cli.md.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from server.api.unsupported import HERE, MESSAGE_PARAMETERS, OPENAI_PARAMETERS, 
 from server.backends.llamacpp import LlamaCppBackend
 from server.backends.ollama.backend import OllamaBackend
 from server.backends.ollama.config import OllamaConfig
+from server.chat.formats import FORMATS
 from server.cli import app
 from server.config_keys import KEYS, Key, LoggingConfig, ServerConfig
 from server.core.parameters import ParameterSupport, refused
@@ -69,6 +70,25 @@ budget.
 
 The server writes one file: what models took when they were loaded, as `llmspell/footprints.json` in the user's cache
 directory (`$XDG_CACHE_HOME`, `~/.cache`). It may be deleted at any time."""
+
+
+PUBLISHED_FORMATS = ROOT / "tests" / "chat" / "published_formats.json"
+FORMATS_MEANING = """\
+How a model calls functions and thinks follows from its chat template. [Tools](tools.md) says what holds for all; this is
+the text that the model writes (`⏎` is a line break). The thinking of a family is what its template shows; where the same
+way to call comes with other tags, those are taken.
+
+A model whose template has no words for functions gets the *generic* protocol: functions are described in the system
+message, and calls are written as in Hermes."""
+TESTED_MEANING = """\
+## What was tested
+
+For each format: answers made up at random by its grammar, with its markers as text and as control tokens, are read as
+calls with valid arguments, cut at every place; so are texts as the models are published to write them. For each template
+below: conversations with calls and results are rendered, with tools and without, and what the template writes for a call
+is read as this call, cut at every place. No weights of these models were at hand.
+
+*refused*: the template wants variables that nobody sets, and no request can be rendered."""
 
 
 COMPLETION = """\
@@ -198,6 +218,27 @@ def parameter_page() -> str:
     return "\n\n".join(lines) + "\n"
 
 
+def code(text: str) -> str:
+    """Write a text as code in a cell of a table."""
+    if not text:
+        return ""
+    fence = "`" * (max((len(run) for run in re.findall("`+", text)), default=0) + 1)
+    space = " " if "`" in text else ""
+    return fence + space + text.replace("|", "\\|").replace("\n", "⏎") + space + fence
+
+
+def formats_page() -> str:
+    """Return docs/formats.md: how families of models call and think, and which published templates are tested."""
+    published = json.loads(PUBLISHED_FORMATS.read_text(encoding="utf-8"))
+    lines = ["| format | families | a call | thinking ends with |", "| --- | --- | --- | --- |"]
+    for each in FORMATS:
+        cells = [each.name, ", ".join(each.families), code(each.example), code(each.thinking_end or "")]
+        lines.append(f"| {' | '.join(cells)} |")
+    tested = ["| chat template | format |", "| --- | --- |"]
+    tested += [f"| {template} | {name} |" for template, name in published.items()]
+    return "\n\n".join(["# Formats", FORMATS_MEANING, "\n".join(lines), TESTED_MEANING, "\n".join(tested)]) + "\n"
+
+
 def command_page() -> str:
     """Return docs/cli.md: every command with its arguments, options and examples."""
     command = get_command(app)
@@ -240,6 +281,7 @@ def main() -> int:
         "config.example.toml": example_file(),
         "docs/configuration.md": configuration_page(),
         "docs/parameters.md": parameter_page(),
+        "docs/formats.md": formats_page(),
         "docs/cli.md": command_page(),
     }
     stale = {name for name, text in documents.items() if not _is_current(ROOT / name, text)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import cache, partial
@@ -12,6 +13,7 @@ import pytest
 
 from server.chat.capabilities import TemplateCapabilities, probed
 from server.chat.conversation import Conversation
+from server.chat.formats import choose_format
 from server.chat.rendering import Rendering
 from server.chat.template import ChatTemplate
 from server.core.request import Message, ReasoningEffort, Role, Tool, ToolCall
@@ -156,6 +158,18 @@ def test_each_renders_calls_and_results_with_tools_and_without(name: str) -> Non
                 assert "do_nothing" in text, said
                 # the description's control text is cut, and the template's own, if it has any, are not
                 assert any(segment.endswith(f"and not {CONTROL[0]}") for segment in segments), said
+
+
+def test_each_calls_in_the_way_that_is_documented() -> None:
+    formats = {name: _format_of(name) for name in NAMES}
+    assert formats == json.loads((Path(__file__).parent / "published_formats.json").read_text(encoding="utf-8"))
+
+
+def _format_of(name: str) -> str:
+    if name in REFUSES_ALL:
+        return "refused"
+    subject = template(name)
+    return choose_format(subject.source).name if subject.has_own_calls else "generic"
 
 
 @pytest.mark.parametrize("name", NAMES)
