@@ -174,10 +174,10 @@ def site(server: Server, request: pytest.FixtureRequest) -> Site:
 def thinker(site: Site, kind: str = "") -> dict[str, Any]:
     """Parameters for a model that thinks, and then answers.
 
-    The demo model would think for ever, so that it has to be stopped; the daemon's models cannot be, and stop.
+    The demo model does not come to an end of its thoughts by itself, but of its answer. The daemon takes no budget.
     """
     name, _, backend = str(site.thinking).partition("@")
-    budget = {"thinking_budget": 4} if site.backend == LLAMACPP else {}
+    budget = {"thinking_budget": 2} if site.backend == LLAMACPP else {}
     return {"model": f"{name}{kind}@{backend}", "max_tokens": ROOM, **budget}
 
 
