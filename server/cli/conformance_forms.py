@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 from server.cli.conformance_answers import (
+    as_list,
     as_object,
     assembled_message,
     check_done,
@@ -13,7 +14,6 @@ from server.cli.conformance_answers import (
     check_events,
     check_finish,
     check_usage,
-    described,
     expect,
     parsed,
     text_of,
@@ -31,7 +31,8 @@ _SCHEMA = {
     "additionalProperties": False,
 }
 _BAD_REQUEST = frozenset({400})
-_UNENFORCEABLE = "propertyNames"
+_UNENFORCEABLE = "uniqueItems"
+_DICE = {"type": "array", "items": {"enum": [1, 2, 3]}, "minItems": 2, "maxItems": 3, _UNENFORCEABLE: True}
 _UNSUPPORTED = "unsupported_parameter"
 
 
@@ -87,12 +88,16 @@ async def json_cut_short(subject: Subject) -> str | None:
 
 async def json_unenforceable(subject: Subject) -> str | None:
     """Check that a schema that cannot be enforced is refused by the name of what cannot be, and not answered anyhow."""
-    schema = {"type": "object", _UNENFORCEABLE: {"pattern": "^[a-c]$"}, "minProperties": 2}
-    reply = await subject.wire.post(subject.body(response_format=_wanted(schema), max_tokens=subject.ample_room))
+    schema = {"type": "object", "properties": {"dice": _DICE}, "required": ["dice"], "additionalProperties": False}
+    wanted = _wanted(schema)
+    reply = await subject.wire.post(
+        subject.body("Roll the dice.", response_format=wanted, max_tokens=subject.ample_room)
+    )
     if reply.status == 200:
-        keys = as_object(parsed(text_of(reply.body)), "HTTP 400, or a JSON object as the schema says").keys()
-        is_valid = len(keys) >= 2 and keys <= {"a", "b", "c"}
-        expect(is_valid, "HTTP 400, or an answer as the schema says", described(reply))
+        answer = as_object(parsed(text_of(reply.body)), "HTTP 400, or a JSON object as the schema says")
+        dice = as_list(answer.get("dice"), "dice")
+        is_valid = 2 <= len(dice) <= 3 and set(dice) <= {1, 2, 3} and len(set(dice)) == len(dice)
+        expect(is_valid, "HTTP 400, or an answer as the schema says", answer)
         return None
     if reply.error.get("code") == _UNSUPPORTED and reply.error.get("param") == "response_format":
         raise Unsupported(str(reply.error.get("message")))

@@ -177,8 +177,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _check_demands(self, body: dict[str, Any]) -> None:
         schema = (body.get("response_format") or {}).get("json_schema", {}).get("schema", {})
-        if "propertyNames" in schema and not self.has("schemas fail open"):
-            raise Refused(400, "propertyNames cannot be enforced", "response_format.json_schema.schema")
+        if "uniqueItems" in json.dumps(schema) and not self.has("schemas fail open"):
+            raise Refused(400, "uniqueItems cannot be enforced", "response_format.json_schema.schema")
         names = [tool["function"]["name"] for tool in body.get("tools", ())]
         choice = body.get("tool_choice", "auto")
         if not isinstance(choice, str) and choice["function"]["name"] not in names:
