@@ -105,13 +105,12 @@ class JsonCall:
 
     def expression(self, grammar: LarkGrammar, tools: Sequence[Tool]) -> str:
         """Return an expression for a call of one of some functions."""
-        # what can be one text is one: as such it can be told from free text by its beginning
-        before, head = (sequence([quoted("{"), self.before_name]), "") if self.before_name else ("", "{")
         calls = [
             sequence(
                 [
-                    before,
-                    quoted(f'{head}"{self.name_key}": {_dumped(tool.name)}, "{self.arguments_key}": '),
+                    quoted("{"),
+                    self.before_name,
+                    quoted(f'"{self.name_key}": {_dumped(tool.name)}, "{self.arguments_key}": '),
                     grammar.json(tool.parameters),
                     self.after_arguments,
                     quoted("}"),

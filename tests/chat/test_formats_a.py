@@ -387,6 +387,41 @@ def written(name: str, *calls: tuple[str, object], content: str = "", reasoning:
     return prompt, text.rpartition(ends[0])[0] if ends else text
 
 
+def test_llama_may_say_json_that_is_no_call_and_nothing_that_looks_like_one() -> None:
+    plan = AnswerPlan(TOOLS)
+    for text in (
+        "",
+        "Hi.",
+        '{"a": 1}',
+        '{"name": "Bob"}',
+        '{"name": "pin"}',
+        '{"type": "function"}',
+        'So: {"name": "ping"',
+    ):
+        assert accepts(OF_NAME["Llama 3"], plan, text), text
+    for text in (
+        '{"name": "ping"}',
+        ' {"name" : "ping", "a": 1}',
+        '{"type": "function", "name": "ping"}',
+        "<|python_tag|>",
+    ):
+        assert not accepts(OF_NAME["Llama 3"], plan, text), text
+    for head in ("", '"type": "function", '):
+        assert accepts(OF_NAME["Llama 3"], plan, f'{{{head}"name": "ping", "parameters": {{}}}}')
+
+
+def test_gpt_oss_may_name_the_function_before_the_channel_and_behind_it() -> None:
+    for head in (
+        " to=functions.ping<|channel|>commentary json",
+        "<|channel|>commentary to=functions.ping <|constrain|>json",
+        "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>commentary to=functions.ping json",
+    ):
+        for must_call in (True, False):
+            plan = AnswerPlan(TOOLS, must_call=must_call, reasoning=ReasoningStart.POSSIBLE)
+            assert accepts(OF_NAME["Harmony"], plan, head + "<|message|>{}"), head
+            assert not accepts(OF_NAME["Harmony"], plan, head.replace("ping", "pong") + "<|message|>{}"), head
+
+
 def accepts(answer_format: AnswerFormat, plan: AnswerPlan, text: str) -> bool:
     """Whether a grammar allows a text, byte by byte."""
     vocabulary = ByteVocabulary(answer_format.markers, (), are_control=False)

@@ -6,12 +6,14 @@ https://cookbook.openai.com/articles/openai-harmony
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from server.chat.answer_format import AnswerPlan
 from server.chat.answer_writer import AnswerWriter
 from server.chat.lark import LarkGrammar, sequence
 from server.chat.scanner import Reading, Scanner
 from server.chat.whole_format import MessagesFormat
+from server.core.request import Tool
 
 _START, _CHANNEL, _MESSAGE, _CONSTRAIN = "<|start|>", "<|channel|>", "<|message|>", "<|constrain|>"
 _END, _RETURN, _CALL = "<|end|>", "<|return|>", "<|call|>"
@@ -83,17 +85,9 @@ class HarmonyFormat(MessagesFormat):
         final = sequence([grammar.literal(f"{_CHANNEL}final{_MESSAGE}"), content])
         if not plan.tools:
             return sequence([thought, final])
-        calls = " | ".join(
-            sequence(
-                [
-                    grammar.literal(f" to={_FUNCTIONS}{tool.name}{_CHANNEL}commentary json{_MESSAGE}"),
-                    grammar.json(tool.parameters),
-                ]
-            )
-            for tool in plan.tools
-        )
+        calls = _calls(grammar, plan.tools)
         if plan.must_call:
-            return sequence([thought, grammar.rule(calls)])
+            return sequence([thought, calls])
         preamble = sequence(
             [
                 grammar.literal(f"{_CHANNEL}commentary{_MESSAGE}"),
@@ -101,7 +95,19 @@ class HarmonyFormat(MessagesFormat):
                 grammar.literal(f"{_START}assistant"),
             ]
         )
-        return sequence([thought, f"({preamble} {thought})*", f"({grammar.rule(calls)} | {final})"])
+        return sequence([thought, f"({preamble} {thought})*", f"({calls} | {final})"])
+
+
+def _calls(grammar: LarkGrammar, tools: Sequence[Tool]) -> str:
+    """Return an expression for a call, its head as the template writes it, or as the model does by itself."""
+    kinds = [f" {constrain}json{_MESSAGE}" for constrain in ("", _CONSTRAIN)]
+    kind = grammar.choice(kinds)
+    calls = []
+    for tool in tools:
+        recipient = f" to={_FUNCTIONS}{tool.name}"
+        head = grammar.choice([f"{recipient}{_CHANNEL}commentary", f"{_CHANNEL}commentary{recipient}"])
+        calls.append(f"{head} {kind} {grammar.json(tool.parameters)}")
+    return grammar.rule(" | ".join(calls))
 
 
 def _passed_over(_text: str, _begin: int) -> None:

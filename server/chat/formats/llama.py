@@ -6,20 +6,23 @@ https://github.com/meta-llama/llama-models/blob/main/models/llama3_1/prompt_form
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+import re
+from collections.abc import Collection, Sequence
 
 from server.chat.answer_format import AnswerPlan
 from server.chat.answer_writer import AnswerWriter
 from server.chat.json_call import JsonCall
-from server.chat.lark import LarkGrammar
+from server.chat.lark import LarkGrammar, quoted, sequence
 from server.chat.scanner import Malformed, Reading, Scanner
 from server.chat.tagged import read_or_say
 from server.chat.whole_format import WholeFormat
+from server.core.request import Tool
 
 _CALL = JsonCall("name", "parameters")
 _TAG = "<|python_tag|>"
-_FREE = r"/(.|\n)*/ & ~/[ \t\r\n]*(<\|python_tag\|>|\{[ \t\r\n]*\"name\")(.|\n)*/"
-"""Text that does not begin as a call does."""
+_HEADS = ('{"name": ', '{"type": "function", "name": ')
+"""What models write up to the name; the second is not in the templates, and usual all the same."""
+_SPACE = r"[ \t\r\n]*"
 _BUILT_IN_CALL = ".call("
 _CODE_TOOLS = ("code_interpreter", "ipython", "python")
 _LONGEST_NAME = 256
@@ -52,12 +55,30 @@ class LlamaFormat(WholeFormat):
         content = "" if plan.response_format is None else grammar.content(plan.response_format)
         if not plan.tools:
             return content
-        tag, call = grammar.literal(_TAG), _CALL.expression(grammar, plan.tools)
+        tag, call = grammar.literal(_TAG), _call(grammar, plan.tools)
         if plan.must_call:
             return f"({tag})? {call}"
         if content:  # which may be JSON as well: only the tag tells the two apart from the first character on
             return f"({tag} {call} | {content})"
-        return f"(({tag})? {call} | {grammar.terminal(_FREE)})"
+        return f"(({tag})? {call} | {grammar.terminal(_free_text(plan.tools))})"
+
+
+def _call(grammar: LarkGrammar, tools: Sequence[Tool]) -> str:
+    calls = [
+        # up to the parameters it is one text, so that it can be told from free text by its beginning
+        sequence([quoted(f'{head}{json.dumps(tool.name)}, "parameters": '), grammar.json(tool.parameters), quoted("}")])
+        for tool in tools
+        for head in _HEADS
+    ]
+    return grammar.rule(" | ".join(calls))
+
+
+def _free_text(tools: Sequence[Tool]) -> str:
+    """Return a terminal for text that does not begin as a call of one of some functions."""
+    names = "|".join(re.escape(tool.name) for tool in tools)
+    kind = f'"type"{_SPACE}:{_SPACE}"function"{_SPACE},{_SPACE}'
+    call = rf'\{{{_SPACE}({kind})?"name"{_SPACE}:{_SPACE}"({names})"'
+    return rf"/(.|\n)*/ & ~/{_SPACE}({re.escape(_TAG)}|{call})(.|\n)*/"
 
 
 def _read_objects(scanner: Scanner, writer: AnswerWriter, names: Collection[str]) -> Reading[None]:
