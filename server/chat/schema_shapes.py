@@ -83,4 +83,8 @@ class Shapes:
                 schemas = {name: as_schema(each) for name, each in properties.items() if each is not False}
                 if schemas and required <= schemas.keys() and not whole.get("additionalProperties"):
                     return Members(schemas, required)
-        return Other({**whole, **self._definitions})
+        return Other(self.alone(whole))
+
+    def alone(self, schema: Schema) -> Schema:
+        """Return a schema that can stand alone: with the definitions that it may refer to."""
+        return {**resolved(schema, self._root), **self._definitions}

@@ -90,7 +90,7 @@ class _Values:
                 ]
                 return self._grammar.rule(f'"{{" {self._grammar.separated(members, ",")} "}}"')
             case Members():
-                return self._grammar.json(schema)
+                return self._grammar.json(self._shapes.alone(schema))
             case Other(whole):
                 return self._grammar.json(whole)
 
