@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from typing import Never
 
 import jsonschema_rs
@@ -39,7 +39,7 @@ def validate(text: str, schema: Mapping[str, object]) -> str | None:
     """
     validator = _validator(schema, "schema")
     try:
-        value = json.loads(text, parse_float=Decimal, parse_constant=_refuse_constant)
+        value = json.loads(text, parse_float=_number, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         return f"it is not JSON ({brief(str(error))})"
     try:
@@ -67,6 +67,13 @@ def _compiled(text: str, param: str) -> jsonschema_rs.Validator:
         raise InvalidRequest(
             f"{param}: answers cannot be validated with this schema: {reason}.", param=param
         ) from error
+
+
+def _number(text: str) -> Decimal:
+    try:
+        return Decimal(text)
+    except InvalidOperation as error:
+        raise ValueError(f"{brief(text)} is too large a number") from error
 
 
 def _refuse_constant(name: str) -> Never:
