@@ -3,8 +3,8 @@
 A token y that is drawn from the whole vocabulary and allowed is kept, which happens with probability p(y); otherwise a
 second draw is made among the allowed ones, A, where it is y with p(y) / p(A). Together that is p(y) / p(A): what one
 draw from the allowed tokens would give, at the price of one look-up for as long as the model agrees with its grammar.
-Filters cut what is drawn from, in both draws, as in llama.cpp's own sampler. A model that does not agree for a while
-draws from the allowed tokens at once.
+Filters cut what is drawn from, in both draws, as in llama.cpp's own sampler. Where a model has not agreed for a while,
+and its likeliest token is refused, too, the first draw is saved: what decides that is known before it.
 """
 
 from __future__ import annotations
@@ -85,11 +85,17 @@ class Guidance:
 
     def _sample_allowed(self, logits: Logits, constraint: Constraint) -> int:
         adjusted = self._sampler.adjust(logits)
-        samples_first = self._refusals.given(_PRIOR) < _MANY_REFUSALS
-        token = self._sampler.draw(adjusted) if samples_first else int(adjusted.argmax())
+        is_refused_often = self._refusals.given(_PRIOR) > _MANY_REFUSALS
+        if not is_refused_often or self._asks(constraint, int(adjusted.argmax())):
+            token = self._sampler.draw(adjusted)
+            if self._asks(constraint, token):
+                return token
+        return self._draw_allowed(logits, adjusted, constraint)
+
+    def _asks(self, constraint: Constraint, token: int) -> bool:
         is_allowed = constraint.allows(token)
         self._refusals.observe(hit=not is_allowed)
-        return token if samples_first and is_allowed else self._draw_allowed(logits, adjusted, constraint)
+        return is_allowed
 
     def _draw_allowed(self, logits: Logits, adjusted: Logits, constraint: Constraint) -> int:
         ids = np.flatnonzero(constraint.allowed())
