@@ -74,9 +74,9 @@ directory (`$XDG_CACHE_HOME`, `~/.cache`). It may be deleted at any time."""
 
 PUBLISHED_FORMATS = ROOT / "tests" / "chat" / "published_formats.json"
 FORMATS_MEANING = """\
-How a model calls functions and thinks follows from its chat template. [Tools](tools.md) says what holds for all; this is
-the text that the model writes (`⏎` is a line break). The thinking of a family is what its template shows; where the same
-way to call comes with other tags, those are taken.
+How a model calls functions and thinks follows from its chat template. [Tools](tools.md) says what holds for all; this
+is the text that the model writes (`⏎` is a line break). The thinking of a family is what its template shows; where
+the same way to call comes with other tags, those are taken.
 
 A model whose template has no words for functions gets the *generic* protocol: functions are described in the system
 message, and calls are written as in Hermes."""
@@ -84,9 +84,9 @@ TESTED_MEANING = """\
 ## What was tested
 
 For each format: answers made up at random by its grammar, with its markers as text and as control tokens, are read as
-calls with valid arguments, cut at every place; so are texts as the models are published to write them. For each template
-below: conversations with calls and results are rendered, with tools and without, and what the template writes for a call
-is read as this call, cut at every place. No weights of these models were at hand.
+calls with valid arguments, cut at every place; so are texts as the models are published to write them. For each
+template below: conversations with calls and results are rendered, with tools and without, and what the template
+writes for a call is read as this call, cut at every place. No weights of these models were at hand.
 
 *refused*: the template wants variables that nobody sets, and no request can be rendered."""
 
