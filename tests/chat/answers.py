@@ -65,8 +65,8 @@ def parse(answer_format: AnswerFormat, plan: AnswerPlan, pieces: Iterable[str]) 
 
 
 def all_cuts(text: str) -> Iterator[list[str]]:
-    """Cut a text in two at every place, and into pieces of each small size."""
-    for position in range(len(text) + 1):
+    """Cut a text in two at every place, if it is long at some of them, and into pieces of each small size."""
+    for position in range(0, len(text) + 1, 1 + len(text) // 400):
         yield [text[:position], text[position:]]
     for size in (1, 2, 3, 5, 7):
         yield [text[begin : begin + size] for begin in range(0, len(text), size)]

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -496,6 +497,11 @@ class _Generation(jinja2.ext.Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
+@lru_cache
+def _published(name: str) -> PublishedTemplate:
+    return PublishedTemplate(name)
+
+
 def _without_thinking(prompt: str, answer_format: AnswerFormat) -> str:
     """Cut from a prompt what its end says of thinking: an answer in a history has that itself."""
     tags = r"<\|open\|>think<\|sep\|>|<\|channel>thought\n<channel\|>|Here are my reasoning steps:\n"
@@ -505,7 +511,7 @@ def _without_thinking(prompt: str, answer_format: AnswerFormat) -> str:
 
 @pytest.mark.parametrize("name", _PUBLISHED)
 def test_what_a_published_template_makes_of_an_answer_is_read_as_that(name: str) -> None:
-    template = PublishedTemplate(name)
+    template = _published(name)
     expected, answer_format = template.expected, choose_format(template.source)
     assert (answer_format.name, answer_format.thinking_end) == (expected.format, expected.closing)
     user = {"role": "user", "content": "Hi"}
@@ -572,14 +578,14 @@ def test_what_a_published_template_makes_of_an_answer_is_read_as_that(name: str)
 def test_the_end_of_a_prompt_tells_whether_the_answer_begins_with_thinking(
     name: str, variables: Mapping[str, object], start: ReasoningStart
 ) -> None:
-    template = PublishedTemplate(name)
+    template = _published(name)
     prompt = template.render([{"role": "user", "content": "Hi"}], prompts=True, **variables)
     assert choose_format(template.source).reasoning_start(prompt) is start
 
 
 @pytest.mark.parametrize("name", [each for each in _PUBLISHED if each != "google-gemma-2-2b-it"])
 def test_a_published_template_takes_results(name: str) -> None:
-    template = PublishedTemplate(name)
+    template = _published(name)
     results = [
         {"role": "tool", "tool_call_id": f"c{i}", "name": called, "content": f"result {i}"}
         for i, (called, _) in enumerate(_LONG)
