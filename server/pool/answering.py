@@ -99,8 +99,6 @@ class AnswerShaper:
             return Answering()
         grammar = self.format.grammar(plan, self._control_ids.get)
         new_constraint = None if grammar is None else self._compiler.compile(grammar).start
-        if not plan.tools and not is_thinking:
-            return Answering(new_constraint=new_constraint)
         hides = self._reasoning is ReasoningOutput.HIDE
         return Answering(
             (lambda: _HidingParser(self.format.parser(plan))) if hides else (lambda: self.format.parser(plan)),
