@@ -150,13 +150,9 @@ def test_the_demo_model_in_a_server_of_its_own() -> None:
     assert process.returncode == 0, process.stdout
     found = results(process)["local/demo"]
     assert [name for name, (result, _) in found.items() if result == "fails"] == []
-    unsupported = {name for name, (result, reason) in found.items() if result == "unsupported" and reason}
-    assert unsupported <= {check.name for check in CHECKS if check.name.split(":")[0] in _MAY_LACK}
+    assert [name for name, (result, reason) in found.items() if result == "unsupported" and reason] == ["images"]
     assert found["stop"] == ("passes", None)
     assert process.stderr.count("\n") == 1
-
-
-_MAY_LACK = ("tools", "response_format", "grammar", "guided_regex", "guided_choice", "reasoning", "images")
 
 
 def test_both_backends_side_by_side() -> None:
@@ -173,8 +169,9 @@ def test_both_backends_side_by_side() -> None:
     by_name = {row[:30].strip(): row[30:].split() for row in rows[: len(CHECKS)]}
     assert by_name["stream: [DONE]"] == ["passes", "passes", "passes"]
     assert by_name["logit_bias"] == ["unsupported", "unsupported", "passes"]
-    assert by_name["tools: auto"][:2] == ["passes", "unsupported"]
-    assert "plain, reasoning: Ollama refuses 'reasoning_effort'" in process.stdout
+    assert by_name["tools: auto"] == ["passes", "unsupported", "passes"]
+    assert by_name["grammar"] == ["unsupported", "unsupported", "passes"]
+    assert "plain, reasoning, reasoning: usage: Ollama refuses 'reasoning_effort'" in process.stdout
 
 
 # --- the command ---

@@ -123,7 +123,8 @@ def real_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 def pool_site(between: Server) -> Site:
     """The demo model in the server's own pool."""
     slow = {"model": "local/slow@llamacpp", "ignore_eos": True}
-    return Site("llamacpp", between, "local/demo@llamacpp", endless=slow, stuck=slow)
+    demo = "local/demo@llamacpp"
+    return Site("llamacpp", between, demo, with_tools=demo, endless=slow, stuck=slow)
 
 
 @pytest.fixture(scope="session")
