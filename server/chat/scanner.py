@@ -101,6 +101,7 @@ class Scanner:
             if num_left is not None:
                 num_left -= len(text)
                 if num_left < 0:
+                    self.step_back(-num_left)  # as many are read, however the text was cut
                     raise Malformed
 
         marker = yield from self.until(markers, keep)

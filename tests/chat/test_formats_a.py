@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -249,6 +250,24 @@ def test_thoughts_are_content_with_their_tags_where_they_are_not_kept_apart(name
             assert answer.reasoning == ""
             assert sample.reasoning in answer.content
             assert len(answer.calls) == len(sample.calls)
+
+
+@pytest.mark.parametrize("answer_format", FORMATS, ids=lambda each: each.name)
+def test_garbage_means_the_same_however_it_comes(answer_format: AnswerFormat) -> None:
+    numbers = random.Random(answer_format.name)
+    whole = [answer_format.example, *(sample.text for sample in SAMPLES.get(answer_format.name, ()))]
+    pieces = [*whole, *sorted(answer_format.markers), *'{}[]"\\\n <=:', "ping", '"name": ', "to=", ">>>", "Action:"]
+    for _ in range(25):
+        chosen = [numbers.choice(pieces) for _ in range(5)]
+        text = "".join(each[: numbers.randint(1, len(each))] if numbers.random() < 0.5 else each for each in chosen)
+        plan = AnswerPlan(TOOLS, reasoning=numbers.choice(list(ReasoningStart)))
+        once = parse(answer_format, plan, [text])
+        bit_by_bit = parse(answer_format, plan, [text[i : i + 3] for i in range(0, len(text), 3)])
+        assert (once.content, once.reasoning, once.calls) == (
+            bit_by_bit.content,
+            bit_by_bit.reasoning,
+            bit_by_bit.calls,
+        )
 
 
 def test_ids_of_calls_are_the_model_s_own_where_it_gives_any() -> None:
