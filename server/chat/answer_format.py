@@ -151,6 +151,11 @@ class AnswerFormat(Protocol):
         """The text that ends thinking, as the model writes it; ``None`` if it never thinks."""
         ...
 
+    @property
+    def speaks_plainly(self) -> bool:
+        """Whether an answer is content as it is, where there are no tools and no thinking: it needs no parser then."""
+        ...
+
     def reasoning_start(self, prompt: str) -> ReasoningStart:
         """Tell from the end of a rendered prompt whether the answer begins with thinking."""
         ...

@@ -126,6 +126,11 @@ class TaggedFormat:
         """The closing tag."""
         return None if self._thinking is None else self._thinking.closing
 
+    @property
+    def speaks_plainly(self) -> bool:
+        """Whether what is said to the user stands without tags."""
+        return self._speech is None
+
     def reasoning_start(self, prompt: str) -> ReasoningStart:
         """Look for tags at the end of the prompt, where some templates open thinking, or close it at once."""
         if self._thinking is None:

@@ -24,6 +24,8 @@ class WholeFormat(ABC):
     """Texts that the parser has to see even where the model writes them as control tokens."""
     thinking_end: str | None = None
     """The text that ends thinking."""
+    speaks_plainly: bool = False
+    """Whether an answer is content as it is, where there are no tools and no thinking."""
     thinking_opening: str | None = None
     """The end of a prompt that has opened the thinking."""
 

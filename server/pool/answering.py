@@ -95,7 +95,7 @@ class AnswerShaper:
         """
         plan = self._plan(request, "".join(prompt[-_TAIL_SEGMENTS:]))
         is_thinking = plan.reasoning is not ReasoningStart.NEVER
-        if not plan.tools and not is_thinking and plan.response_format is None:
+        if plan.is_free and not is_thinking and self.format.speaks_plainly:
             return Answering()
         grammar = self.format.grammar(plan, self._control_ids.get)
         new_constraint = None if grammar is None else self._compiler.compile(grammar).start

@@ -156,3 +156,10 @@ class TestFormat:
                 answer = parse(answer_format, plan, [text])
                 assert isinstance(json.loads(answer.content)["a"], int), text
             parse_however_cut(answer_format, plan, finished[0])
+
+
+@pytest.mark.parametrize("answer_format", FORMATS, ids=lambda each: each.name)
+def test_what_needs_no_parser_is_not_changed_by_it(answer_format: AnswerFormat) -> None:
+    text = 'Hello, {"name": "Paris"}!\n\nSo be it.'
+    if answer_format.speaks_plainly:
+        assert parse(answer_format, AnswerPlan(), [text]).content == text

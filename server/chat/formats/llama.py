@@ -38,6 +38,7 @@ class LlamaFormat(WholeFormat):
     markers = frozenset({_TAG})
     families: tuple[str, ...] = ("Llama 3.1", "Llama 3.2", "Llama 3.3")
     example = '{"name": "get_weather", "parameters": {"city": "Paris"}}'
+    speaks_plainly = True
 
     def read(self, scanner: Scanner, writer: AnswerWriter, plan: AnswerPlan) -> Reading[None]:
         """Read calls at the beginning, then text with calls behind tags."""
