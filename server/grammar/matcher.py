@@ -43,6 +43,7 @@ class GrammarMatcher:
         self._matcher = matcher
         self._size = vocabulary_size
         self._end_tokens = end_tokens
+        self._ends = list(end_tokens)
         self._forces = forces
         self._seconds = 0.0
         self._num_accepted = 0
@@ -77,7 +78,7 @@ class GrammarMatcher:
         """
         if self.is_complete:
             only_ends = np.zeros(self._size, dtype=np.bool_)
-            only_ends[list(self._end_tokens)] = True
+            only_ends[self._ends] = True
             return only_ends
         if self._words is None:
             self._words = np.empty(-(-self._size // _WORD_BITS), dtype=np.int32)
@@ -85,6 +86,10 @@ class GrammarMatcher:
             self._matcher.unsafe_compute_mask_ptr(self._words.ctypes.data, self._words.nbytes)
         bits = np.unpackbits(self._words.view(np.uint8), bitorder="little", count=self._size)
         allowed: Allowed = bits.view(np.bool_)
+        if not self._matcher.is_accepting():
+            allowed[self._ends] = (
+                False  # a grammar that goes on by one: whoever reads it would take the answer for whole
+            )
         if not allowed.any():
             raise InvalidOutput("The model has no token that goes on as the grammar of the answer demands.")
         return allowed

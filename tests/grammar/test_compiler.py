@@ -70,6 +70,18 @@ def test_control_tokens_are_known_by_their_ids_and_match_no_text() -> None:
     assert allowed(constraint) == set(map(ord, "0123456789"))
 
 
+def test_a_grammar_cannot_go_on_by_an_end_token() -> None:
+    """The engine would end the answer there, in the middle of its grammar."""
+    constraint = start(f'start: "a" (<[{toy.OTHER_END}]> "b" | "c")')
+    constraint.accept(A)
+    assert not constraint.allows(toy.OTHER_END)
+    assert allowed(constraint) == {ord("c")}
+    constraint = start(f'start: "a" <[{toy.OTHER_END}]> "b"')
+    constraint.accept(A)
+    with pytest.raises(InvalidOutput, match="no token"):
+        constraint.allowed()
+
+
 def test_tokens_without_a_text_are_never_allowed() -> None:
     assert not allowed(start("start: /(.|\\n)*/")) & {256 + len(toy.TOKENS), toy.UNUSED, toy.CALL}
 
