@@ -376,6 +376,17 @@ def test_an_agent(site: Site, *, stream: bool) -> None:
     assert SUNNY in message.content
 
 
+@STREAMED
+@pytest.mark.parametrize("question", [WEATHER, PARIS])
+def test_a_call_or_a_form(site: Site, question: str, *, stream: bool) -> None:
+    """With both, the model decides; whatever it says has one of the two forms."""
+    message = parse(site, question, Place, tools=STRICT_TOOLS, stream=stream).choices[0].message
+    if message.tool_calls:
+        assert isinstance(message.tool_calls[0].function.parsed_arguments, GetWeather | GetTime)
+    else:
+        assert isinstance(message.parsed, Place)
+
+
 def test_results_in_any_order(site: Site) -> None:
     calls = [
         {
@@ -443,6 +454,14 @@ def test_a_form_begins_after_the_thoughts(site: Site) -> None:
     message = parse(site, WEATHER, Place, stream=False, **thinker(site)).choices[0].message
     assert isinstance(message.parsed, Place)
     assert (message.model_extra or {})["reasoning"]
+
+
+@STREAMED
+def test_a_call_comes_after_the_thoughts(site: Site, *, stream: bool) -> None:
+    answer = call(site, tool_choice=named("get_time"), stream=stream, **thinker(site))
+    assert (answer.message.model_extra or {})["reasoning"]
+    (made,) = answer.message.tool_calls
+    assert isinstance(made.function.parsed_arguments, GetTime)
 
 
 @pytest.mark.parametrize("budget", [0, 1, 7])
