@@ -90,8 +90,7 @@ class JsonObjectFormat:
 class JsonSchemaFormat:
     """The completion is JSON that a schema describes.
 
-    ``strict`` demands that every keyword of the schema is enforced; otherwise keywords that cannot be are left out, as
-    long as the type of the value is.
+    ``strict`` demands that names in ``format`` are enforced, too, and not taken for remarks where nobody knows them.
     """
 
     schema: Mapping[str, object]

@@ -13,12 +13,13 @@ from server.grammar.finite import endless_definition
 from server.grammar.preparation import Preparation, Unenforceable
 from server.grammar.probe import brief, complaint_about_schema, is_pattern_too_large
 from server.grammar.recent import Recent
-from server.grammar.schema_faults import find_fault
-from server.grammar.subschemas import Path, at, places, target_of, written
+from server.grammar.schema_faults import STRUCTURE, find_fault
+from server.grammar.subschemas import Path, at, places, replaced, target_of, written
 
 LONGEST_SCHEMA = 512 << 10
 _DEEPEST = 100
 _MOST_KNOWN = 256
+_MOST_LEFT_OUT = 16
 _MOST_KNOWN_LEN = 8 << 20
 
 _DRAFTS = {
@@ -67,6 +68,24 @@ def check_parameters(schema: Mapping[str, object], *, strict: bool, param: str) 
     return check_schema({"type": "object", **schema}, strict=strict, param=param)
 
 
+def enforceable_parameters(schema: Mapping[str, object], *, param: str) -> Mapping[str, object]:
+    """Return what can be enforced of the schema of a function's arguments, of which nobody demands more.
+
+    Keywords that cannot be are left out, one after the other; in the end, arguments are any object.
+
+    Raises:
+        InvalidRequest: it is too long, too deep, or does not describe an object.
+
+    """
+    try:
+        return check_parameters(schema, strict=False, param=param)
+    except InvalidRequest:
+        text = schema_text(schema, param=param)
+        if schema.get("type", "object") != "object":
+            raise
+        return _known.get(f"a part of {text}", lambda: _relaxed({"type": "object", **json.loads(text)}))
+
+
 def schema_text(schema: Mapping[str, object], *, param: str) -> str:
     """Write a schema as JSON, in which the order of keys counts: values have that of ``properties``.
 
@@ -101,6 +120,26 @@ def _checked(schema: Mapping[str, object], strict: bool) -> Mapping[str, object]
     if (endless := endless_definition(prepared)) is not None:
         raise Unenforceable(f"no value satisfies the schema: what {written(endless)} requires has no end.")
     return prepared
+
+
+def _relaxed(schema: Mapping[str, object]) -> Mapping[str, object]:
+    try:
+        _check_is_schema(schema)
+        relaxed = Preparation(is_strict=False, draft=_draft_of(schema)).prepare(schema, ())
+        for _ in range(_MOST_LEFT_OUT):
+            if complaint_about_schema(relaxed) is None:
+                return _checked(cast("Mapping[str, object]", relaxed), strict=False)
+            fault = find_fault(cast("Mapping[str, object]", relaxed), complaint_about_schema)
+            faulty = cast("Mapping[str, object]", at(relaxed, fault.path))
+            # of several keywords that are at fault together, those are kept without which little is left
+            leaving = {*fault.keywords} - STRUCTURE or {*fault.keywords}
+            kept = {key: value for key, value in faulty.items() if key not in leaving}
+            if len(kept) == len(faulty):
+                break
+            relaxed = replaced(relaxed, fault.path, kept)
+    except Unenforceable:
+        pass  # and nothing tells which keyword it is
+    return {"type": "object"}
 
 
 def _draft_of(schema: Mapping[str, object]) -> str | None:

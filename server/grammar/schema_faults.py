@@ -10,6 +10,8 @@ from server.grammar.subschemas import DEFINITIONS, Path, at, mapped, places, rep
 
 _ALTERNATIVES = {"anyOf", "oneOf"}
 _LAST_SUSPECTS = ("type", "properties", "items", "required")
+STRUCTURE = frozenset(_LAST_SUSPECTS)
+"""Keywords that everybody can enforce, and that are at fault only beside others."""
 
 
 @dataclass(frozen=True, slots=True)

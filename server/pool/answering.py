@@ -14,7 +14,6 @@ from server.chat.answer_format import (
     Reasoning,
     ReasoningStart,
 )
-from server.core.errors import InvalidRequest
 from server.core.request import (
     ChatRequest,
     GrammarFormat,
@@ -29,7 +28,7 @@ from server.engine.constraint import Constraint
 from server.engine.runner import Tokens
 from server.grammar.compiler import GrammarCompiler
 from server.grammar.gbnf import check_regex, lark_of_gbnf
-from server.grammar.schema import check_parameters, check_schema
+from server.grammar.schema import check_parameters, check_schema, enforceable_parameters
 
 _TAIL_SEGMENTS = 8
 
@@ -133,13 +132,10 @@ class AnswerShaper:
         for index, tool in enumerate(request.tools):
             if request.tool_choice.name in {None, tool.name}:
                 param = f"tools[{index}].function.parameters"
-                try:
-                    checked = check_parameters(tool.parameters, strict=tool.strict or is_forced, param=param)
-                except InvalidRequest:
-                    if tool.strict or is_forced:
-                        raise
-                    # nobody demanded more than that the arguments are JSON
-                    checked = {"type": "object"}
+                if tool.strict or is_forced:
+                    checked = check_parameters(tool.parameters, strict=tool.strict, param=param)
+                else:  # nobody demanded more than that the arguments are JSON
+                    checked = enforceable_parameters(tool.parameters, param=param)
                 yield replace(tool, parameters=checked)
 
     def _thinking_limit(self, request: ChatRequest) -> ThinkingLimit | None:

@@ -18,7 +18,7 @@ from server.chat.lark import LarkGrammar
 from server.core.errors import InvalidRequest
 from server.core.request import JsonSchemaFormat
 from server.grammar.matcher import GrammarMatcher
-from server.grammar.schema import check_parameters, check_schema
+from server.grammar.schema import check_parameters, check_schema, enforceable_parameters
 from server.grammar.validation import validate
 
 PARAM = "response_format.json_schema.schema"
@@ -347,3 +347,21 @@ def test_explosive_schemas_take_a_moment_or_are_refused(schema: Mapping[str, obj
     with contextlib.suppress(InvalidRequest):
         constraint(schema)
     assert time.process_time() - before < 10
+
+
+@pytest.mark.parametrize(
+    ("schema", "enforced"),
+    [
+        ({"properties": {"a": {"type": "array", "uniqueItems": True}}}, {"properties": {"a": {"type": "array"}}}),
+        ({"properties": {"a": {"pattern": "(?=b)b", "type": "string"}}}, {"properties": {"a": {"type": "string"}}}),
+        ({"properties": {"a": {"$ref": "https://example.com/a"}}, "required": ["a"]}, {"properties": {"a": {}}, "required": ["a"]}),
+        ({"properties": {"a": {}}, "if": {"required": ["a"]}, "then": {"required": ["b"]}}, {"properties": {"a": {}}}),
+        ({"properties": {"a": {"not": {"type": "string"}}, "b": {"type": "string"}}}, {"properties": {"a": {}, "b": {"type": "string"}}}),
+        ({"properties": 5}, {}),
+        ({"x-guidance": {"lenient": True}, "minProperties": 5}, {}),
+    ],
+)  # fmt: skip
+def test_of_arguments_that_nobody_demands_what_can_be_is_enforced(
+    schema: dict[str, object], enforced: dict[str, object]
+) -> None:
+    assert enforceable_parameters(schema, param="tools[0].function.parameters") == {"type": "object", **enforced}
