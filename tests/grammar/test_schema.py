@@ -354,13 +354,13 @@ def test_explosive_schemas_take_a_moment_or_are_refused(schema: Mapping[str, obj
     [
         ({"properties": {"a": {"type": "array", "uniqueItems": True}}}, {"properties": {"a": {"type": "array"}}}),
         ({"properties": {"a": {"pattern": "(?=b)b", "type": "string"}}}, {"properties": {"a": {"type": "string"}}}),
-        ({"properties": {"a": {"$ref": "https://example.com/a"}}, "required": ["a"]}, {"properties": {"a": {}}, "required": ["a"]}),
+        ({"properties": {"a": {"$ref": "https://example.com/a"}}}, {"properties": {"a": {}}}),
         ({"properties": {"a": {}}, "if": {"required": ["a"]}, "then": {"required": ["b"]}}, {"properties": {"a": {}}}),
-        ({"properties": {"a": {"not": {"type": "string"}}, "b": {"type": "string"}}}, {"properties": {"a": {}, "b": {"type": "string"}}}),
+        ({"properties": {"a": {"not": {}}, "b": {"const": 1}}}, {"properties": {"a": {}, "b": {"const": 1}}}),
         ({"properties": 5}, {}),
         ({"x-guidance": {"lenient": True}, "minProperties": 5}, {}),
     ],
-)  # fmt: skip
+)
 def test_of_arguments_that_nobody_demands_what_can_be_is_enforced(
     schema: dict[str, object], enforced: dict[str, object]
 ) -> None:
