@@ -152,6 +152,11 @@ class AnswerFormat(Protocol):
         ...
 
     @property
+    def thinking_closing(self) -> str | None:
+        """What is written for a model to end its thinking: ``thinking_end``, with what families put around it."""
+        ...
+
+    @property
     def speaks_plainly(self) -> bool:
         """Whether an answer is content as it is, where there are no tools and no thinking: it needs no parser then."""
         ...

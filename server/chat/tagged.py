@@ -127,6 +127,11 @@ class TaggedFormat:
         return None if self._thinking is None else self._thinking.closing
 
     @property
+    def thinking_closing(self) -> str | None:
+        """The closing tag on a line of its own, and an empty line."""
+        return None if self._thinking is None else f"\n{self._thinking.closing}\n\n"
+
+    @property
     def speaks_plainly(self) -> bool:
         """Whether what is said to the user stands without tags."""
         return self._speech is None

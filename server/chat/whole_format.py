@@ -29,6 +29,11 @@ class WholeFormat(ABC):
     thinking_opening: str | None = None
     """The end of a prompt that has opened the thinking."""
 
+    @property
+    def thinking_closing(self) -> str | None:
+        """What ends the thinking; the next message begins at once."""
+        return self.thinking_end
+
     def reasoning_start(self, prompt: str) -> ReasoningStart:
         """Look whether the prompt has opened the thinking."""
         if self.thinking_opening is None:
@@ -62,6 +67,11 @@ class MessagesFormat(WholeFormat):
     """The token that begins a message, before the word ``assistant``."""
     endings: tuple[str, ...]
     """The tokens that end one; ``message_opening`` too, in case they are missing."""
+
+    @property
+    def thinking_closing(self) -> str | None:
+        """What ends the message of thoughts, and the beginning of the next."""
+        return None if self.thinking_end is None else f"{self.thinking_end}{self.message_opening}assistant"
 
     def read(self, scanner: Scanner, writer: AnswerWriter, plan: AnswerPlan) -> Reading[None]:
         """Read messages up to the end."""

@@ -139,10 +139,10 @@ class AnswerShaper:
                 yield replace(tool, parameters=checked)
 
     def _thinking_limit(self, request: ChatRequest) -> ThinkingLimit | None:
-        closing = self.format.thinking_end
+        closing = self.format.thinking_closing
         if request.thinking_budget is None or closing is None:
             return None
-        return ThinkingLimit(request.thinking_budget, self._tokenize(f"\n{closing}\n\n"))
+        return ThinkingLimit(request.thinking_budget, self._tokenize(closing))
 
 
 class _HidingParser:

@@ -163,3 +163,16 @@ def test_what_needs_no_parser_is_not_changed_by_it(answer_format: AnswerFormat) 
     text = 'Hello, {"name": "Paris"}!\n\nSo be it.'
     if answer_format.speaks_plainly:
         assert parse(answer_format, AnswerPlan(), [text]).content == text
+
+
+@pytest.mark.parametrize("answer_format", FORMATS, ids=lambda each: each.name)
+def test_thinking_can_be_ended_for_the_model(answer_format: AnswerFormat) -> None:
+    closing = answer_format.thinking_closing
+    if closing is None:
+        assert answer_format.thinking_end is None
+        return
+    parser = answer_format.parser(AnswerPlan(reasoning=ReasoningStart.OPEN))
+    parser.push("I think, and think")
+    assert parser.is_reasoning
+    parser.push(closing)
+    assert not parser.is_reasoning

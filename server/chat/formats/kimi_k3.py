@@ -92,6 +92,7 @@ class KimiK3Format:
     markers = _CALL_SYNTAX.markers
     example = _CALL_SYNTAX.example
     thinking_end = _END_OF_THINKING
+    thinking_closing = _END_OF_THINKING
     speaks_plainly = False
 
     def reasoning_start(self, prompt: str) -> ReasoningStart:
