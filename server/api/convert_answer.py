@@ -117,10 +117,10 @@ def _parameters(given: Mapping[str, object] | None, path: str, config: ApiConfig
             param=f"{path}.type",
         )
     _check_schema_size(given, path, config)
-    return {**_NO_ARGUMENTS, **given}
+    return {"type": "object", "properties": {}, **given}
 
 
-_NO_ARGUMENTS: Mapping[str, object] = {"type": "object", "properties": {}}
+_NO_ARGUMENTS: Mapping[str, object] = {"type": "object", "properties": {}, "additionalProperties": False}
 
 
 def _chosen(body: ChatCompletionBody, tools: Mapping[str, Tool]) -> tuple[tuple[Tool, ...], ToolChoice]:

@@ -7,10 +7,13 @@ https://platform.openai.com/docs/guides/function-calling
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 
 from server.core.errors import InvalidRequest
 from server.core.request import Message, Role, ToolCall
+
+_HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 
 
 def check_history(messages: Sequence[Message]) -> None:
@@ -62,6 +65,8 @@ def call_arguments(call: ToolCall, path: str) -> dict[str, object]:
         return {}
     if not isinstance(value, dict):
         raise _bad_arguments(call, path, "they are JSON, and not an object")
+    if "\\u" in text and _HALF_CHARACTER.search(json.dumps(value, ensure_ascii=False)):
+        raise _bad_arguments(call, path, "they hold half of a character, which no text can")
     return value
 
 

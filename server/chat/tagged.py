@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from server.chat.answer_format import AnswerParser, AnswerPlan, ControlToken, Part, ReasoningStart
+from server.chat.answer_format import AnswerParser, AnswerPlan, Content, ControlToken, Part, ReasoningStart
 from server.chat.answer_writer import AnswerWriter
 from server.chat.lark import LarkGrammar, sequence
 from server.chat.scanner import Malformed, Reading, Scanner
@@ -149,7 +149,7 @@ class TaggedFormat:
 
     def parser(self, plan: AnswerPlan) -> AnswerParser:
         """Make the parser for one choice."""
-        return ReadingParser(lambda scanner, writer: self._read(scanner, writer, plan), trims_content=bool(plan.tools))
+        return ReadingParser(lambda scanner, writer: self._read(scanner, writer, plan), plan=plan)
 
     def grammar(self, plan: AnswerPlan, control_token: ControlToken) -> str | None:
         """Return the grammar of the whole answer, ``None`` if it may be anything."""
@@ -272,7 +272,7 @@ def read_or_say(scanner: Scanner, writer: AnswerWriter, trigger: str, reading: R
         is_call = has_begun()
         writer.abandon_call()
     text, _ = scanner.lift()
-    if not is_call:
+    if not is_call and not (scanner.is_over and scanner.is_read):  # the beginning of one that was cut off says nothing
         writer.content(trigger + text, trigger_begin)
     return is_call
 
@@ -280,9 +280,10 @@ def read_or_say(scanner: Scanner, writer: AnswerWriter, trigger: str, reading: R
 class ReadingParser:
     """``AnswerParser`` around a generator that reads from a scanner and writes what it finds."""
 
-    def __init__(self, read: Callable[[Scanner, AnswerWriter], Reading[None]], *, trims_content: bool) -> None:
+    def __init__(self, read: Callable[[Scanner, AnswerWriter], Reading[None]], *, plan: AnswerPlan) -> None:
         self._scanner = Scanner()
-        self._writer = AnswerWriter(trims_content=trims_content)
+        self._writer = AnswerWriter(trims_content=bool(plan.tools))
+        self._must_call = plan.must_call
         self._reading = read(self._scanner, self._writer)
         self._is_done = False
         self._resume()
@@ -308,7 +309,9 @@ class ReadingParser:
         self._scanner.end()
         self._resume()
         self._writer.finish()
-        return self._writer.take()
+        parts = self._writer.take()
+        # what is no call in an answer that has to be one is the beginning of a call that was cut off
+        return [part for part in parts if not isinstance(part, Content)] if self._must_call else parts
 
     def _resume(self) -> None:
         if not self._is_done:

@@ -120,6 +120,7 @@ class ParsedAnswer:
 
         """
         self.num_reasoning_tokens = 0
+        self._num_before_thought = 0
         self._index = index
         self._vocabulary = vocabulary
         self._search = StopSearch(stop)
@@ -143,7 +144,10 @@ class ParsedAnswer:
 
     def push(self, token: int, logprob: TokenLogprob | None) -> list[Event]:
         """Add a token and return what became certain."""
-        self.num_reasoning_tokens += self._parser.is_reasoning
+        if self._parser.is_reasoning:
+            self.num_reasoning_tokens += 1
+        else:
+            self._num_before_thought = self.num_reasoning_tokens
         if logprob is not None:
             self._logprobs.add(self._num_decoded, logprob)
         return self._push(self._vocabulary.piece(token) or self._markers.get(token, b""))
@@ -165,12 +169,12 @@ class ParsedAnswer:
         """Return the tokens that end thinking when its limit is reached.
 
         They wait for the end of a character, and are not said for ever: the text may not be what the parser takes for
-        an end.
+        an end. A thought that begins when the limit is reached already is ended at once.
         """
         limit = self._thinking
         if limit is None or not self._parser.is_reasoning or self.num_reasoning_tokens < limit.most_tokens:
             return ()
-        excess = self.num_reasoning_tokens - limit.most_tokens
+        excess = self.num_reasoning_tokens - max(limit.most_tokens, self._num_before_thought)
         if excess < _LONGEST_CHARACTER and self._decoder.getstate()[0]:
             return ()
         closing: list[int] = limit.closing.tolist()

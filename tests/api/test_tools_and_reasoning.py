@@ -48,7 +48,8 @@ SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}}
 WEATHER = {"type": "function", "function": {"name": "weather", "description": "Outside", "parameters": SCHEMA}}
 TIME = {"type": "function", "function": {"name": "time"}}
 NAMED_TIME = {"type": "function", "function": {"name": "time"}}
-NO_ARGUMENTS = {"type": "object", "properties": {}}
+NO_ARGUMENTS = {"type": "object", "properties": {}, "additionalProperties": False}
+ANY_ARGUMENTS = {"type": "object", "properties": {}}
 PNG = "data:image/png;base64,iVBORw0KGgo="
 
 
@@ -249,10 +250,11 @@ async def test_tools_reach_the_backend(client: httpx.AsyncClient, backend: Scrip
     ("given", "known"),
     [
         (None, NO_ARGUMENTS),
-        ({"type": "object"}, NO_ARGUMENTS),
+        ({}, NO_ARGUMENTS),
+        ({"type": "object"}, ANY_ARGUMENTS),
         ({"properties": {"a": {}}}, {"type": "object", "properties": {"a": {}}}),
-        ({"$ref": "#/$defs/a", "$defs": {"a": {}}}, {**NO_ARGUMENTS, "$ref": "#/$defs/a", "$defs": {"a": {}}}),
-        ({"type": "object", "properties": {}, "required": ["a"]}, {**NO_ARGUMENTS, "required": ["a"]}),
+        ({"$ref": "#/$defs/a", "$defs": {"a": {}}}, {**ANY_ARGUMENTS, "$ref": "#/$defs/a", "$defs": {"a": {}}}),
+        ({"type": "object", "properties": {}, "required": ["a"]}, {**ANY_ARGUMENTS, "required": ["a"]}),
     ],
 )
 async def test_arguments_are_an_object_whether_the_schema_says_so_or_not(

@@ -176,3 +176,12 @@ def test_thinking_can_be_ended_for_the_model(answer_format: AnswerFormat) -> Non
     assert parser.is_reasoning
     parser.push(closing)
     assert not parser.is_reasoning
+
+
+@pytest.mark.parametrize("answer_format", FORMATS, ids=lambda each: each.name)
+def test_the_beginning_of_a_demanded_call_is_no_content(answer_format: AnswerFormat) -> None:
+    plan = AnswerPlan((WEATHER,), must_call=True, is_parallel=False)
+    text = made_up(answer_format, plan, 1)
+    assert text is not None
+    for end in range(len(text)):
+        assert parse(answer_format, plan, [text[:end]]).content == "", text[:end]

@@ -81,6 +81,8 @@ def test_arguments_are_read_as_they_are_meant(text: str, arguments: dict[str, ob
         '{"a": ' + "9" * 5000 + "}",
         '{"a":' * 100_000,
         "\ud800",
+        '{"a": ["\\ud800"]}',
+        '{"\\udfff": 1}',
         "```json\n{}\n```",
     ],
 )

@@ -323,6 +323,14 @@ def test_a_closing_that_the_parser_does_not_understand_is_not_said_for_ever() ->
     assert heard.reasoning().endswith("m" * 50)
 
 
+def test_every_further_thought_is_ended_at_once_when_the_limit_is_reached() -> None:
+    script = Script([b"<t>", b"m", b"m", b"m"], others=[b"</t>"])
+    limit = ThinkingLimit(2, np.array(script.tokens(b"</t>"), dtype=np.int32))
+    heard = script.answer(ToyParser(), thinking=limit, max_tokens=90)
+    assert heard.text()
+    assert heard.reasoning() == "mm"
+
+
 def test_a_limit_obeys_the_grammar() -> None:
     """Thinking is an even number of tokens here."""
     script = Script([b"mm"], others=[b"</t>", b"z"])

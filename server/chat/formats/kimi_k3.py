@@ -104,7 +104,7 @@ class KimiK3Format:
 
     def parser(self, plan: AnswerPlan) -> AnswerParser:
         """Make the parser for one choice."""
-        return ReadingParser(lambda scanner, writer: _read(scanner, writer, plan), trims_content=bool(plan.tools))
+        return ReadingParser(lambda scanner, writer: _read(scanner, writer, plan), plan=plan)
 
     def grammar(self, plan: AnswerPlan, control_token: ControlToken) -> str | None:
         """Return the grammar of the whole answer, ``None`` if it may be anything."""
