@@ -151,9 +151,8 @@ class AnswerFormat(Protocol):
         """The text that ends thinking, as the model writes it; ``None`` if it never thinks."""
         ...
 
-    @property
-    def thinking_closing(self) -> str | None:
-        """What is written for a model to end its thinking: ``thinking_end``, with what families put around it."""
+    def thinking_closing(self, plan: AnswerPlan) -> str | None:
+        """Return what is written for a model to end its thinking, and to go on with what the plan wants then."""
         ...
 
     @property

@@ -126,9 +126,8 @@ class TaggedFormat:
         """The closing tag."""
         return None if self._thinking is None else self._thinking.closing
 
-    @property
-    def thinking_closing(self) -> str | None:
-        """The closing tag on a line of its own, and an empty line."""
+    def thinking_closing(self, _plan: AnswerPlan) -> str | None:
+        """Return the closing tag on a line of its own, and an empty line."""
         return None if self._thinking is None else f"\n{self._thinking.closing}\n\n"
 
     @property

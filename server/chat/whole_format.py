@@ -29,9 +29,8 @@ class WholeFormat(ABC):
     thinking_opening: str | None = None
     """The end of a prompt that has opened the thinking."""
 
-    @property
-    def thinking_closing(self) -> str | None:
-        """What ends the thinking; the next message begins at once."""
+    def thinking_closing(self, _plan: AnswerPlan) -> str | None:
+        """Return what ends the thinking."""
         return self.thinking_end
 
     def reasoning_start(self, prompt: str) -> ReasoningStart:
@@ -65,13 +64,17 @@ class MessagesFormat(WholeFormat):
 
     message_opening: str
     """The token that begins a message, before the word ``assistant``."""
+    speech_opening: str
+    """What says of a message that it is for the user, before its text."""
+    call_opening: str = ""
+    """What says of a message that it is a call, as far as all calls begin alike."""
     endings: tuple[str, ...]
     """The tokens that end one; ``message_opening`` too, in case they are missing."""
 
-    @property
-    def thinking_closing(self) -> str | None:
-        """What ends the message of thoughts, and the beginning of the next."""
-        return None if self.thinking_end is None else f"{self.thinking_end}{self.message_opening}assistant"
+    def thinking_closing(self, plan: AnswerPlan) -> str | None:
+        """Return what ends the message of thoughts, and the beginning of one that has no more of them."""
+        opening = self.call_opening if plan.must_call else self.speech_opening
+        return None if self.thinking_end is None else f"{self.thinking_end}{self.message_opening}assistant{opening}"
 
     def read(self, scanner: Scanner, writer: AnswerWriter, plan: AnswerPlan) -> Reading[None]:
         """Read messages up to the end."""

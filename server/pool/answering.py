@@ -103,7 +103,7 @@ class AnswerShaper:
             (lambda: _HidingParser(self.format.parser(plan))) if hides else (lambda: self.format.parser(plan)),
             new_constraint,
             self._markers,
-            self._thinking_limit(request) if is_thinking else None,
+            self._thinking_limit(request, plan) if is_thinking else None,
         )
 
     def _plan(self, request: ChatRequest, prompt_end: str) -> AnswerPlan:
@@ -138,8 +138,8 @@ class AnswerShaper:
                     checked = enforceable_parameters(tool.parameters, param=param)
                 yield replace(tool, parameters=checked)
 
-    def _thinking_limit(self, request: ChatRequest) -> ThinkingLimit | None:
-        closing = self.format.thinking_closing
+    def _thinking_limit(self, request: ChatRequest, plan: AnswerPlan) -> ThinkingLimit | None:
+        closing = self.format.thinking_closing(plan)
         if request.thinking_budget is None or closing is None:
             return None
         return ThinkingLimit(request.thinking_budget, self._tokenize(closing))

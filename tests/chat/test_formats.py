@@ -167,7 +167,7 @@ def test_what_needs_no_parser_is_not_changed_by_it(answer_format: AnswerFormat) 
 
 @pytest.mark.parametrize("answer_format", FORMATS, ids=lambda each: each.name)
 def test_thinking_can_be_ended_for_the_model(answer_format: AnswerFormat) -> None:
-    closing = answer_format.thinking_closing
+    closing = answer_format.thinking_closing(AnswerPlan())
     if closing is None:
         assert answer_format.thinking_end is None
         return

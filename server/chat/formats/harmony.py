@@ -31,6 +31,8 @@ class HarmonyFormat(MessagesFormat):
     name = "Harmony"
     markers = frozenset({_START, _CHANNEL, _MESSAGE, _CONSTRAIN, _END, _RETURN, _CALL})
     message_opening = _START
+    speech_opening = f"{_CHANNEL}final{_MESSAGE}"
+    call_opening = f" to={_FUNCTIONS}"
     endings = (_END, _RETURN, _CALL, _START)
     thinking_end = _END
     thinking_opening = f"{_CHANNEL}analysis{_MESSAGE}"

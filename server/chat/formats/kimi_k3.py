@@ -92,8 +92,11 @@ class KimiK3Format:
     markers = _CALL_SYNTAX.markers
     example = _CALL_SYNTAX.example
     thinking_end = _END_OF_THINKING
-    thinking_closing = _END_OF_THINKING
     speaks_plainly = False
+
+    def thinking_closing(self, _plan: AnswerPlan) -> str | None:
+        """Return the end of the section of thoughts."""
+        return _END_OF_THINKING
 
     def reasoning_start(self, prompt: str) -> ReasoningStart:
         """Look which section the prompt has begun."""

@@ -28,6 +28,7 @@ class MuseFormat(MessagesFormat):
     name = "Muse ATEM"
     markers = frozenset({_START, _MESSAGE, _NEXT, _END})
     message_opening = _START
+    speech_opening = f" to=user{_MESSAGE}"
     endings = (_NEXT, _END, _START)
     thinking_end = _NEXT
     thinking_opening = f" to=self{_MESSAGE}"

@@ -44,6 +44,8 @@ class SolarFormat(MessagesFormat):
         }
     )
     message_opening = _BEGIN
+    speech_opening = _CONTENT
+    call_opening = _CALLS
     endings = (_END, _FLUSH, _CALLS_END, _BEGIN)
     thinking_end = _END
     thinking_opening = _THINK
