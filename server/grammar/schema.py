@@ -9,6 +9,7 @@ from typing import cast
 import jsonschema_rs
 
 from server.core.errors import InvalidRequest
+from server.grammar.conjunctions import most_at_once
 from server.grammar.finite import endless_definition
 from server.grammar.preparation import Preparation, Unenforceable
 from server.grammar.probe import brief, complaint_about_schema, is_pattern_too_large
@@ -18,6 +19,7 @@ from server.grammar.subschemas import Path, at, places, replaced, target_of, wri
 
 LONGEST_SCHEMA = 512 << 10
 _DEEPEST = 100
+_MOST_PATTERNS_AT_ONCE = 8
 _MOST_KNOWN = 256
 _MOST_LEFT_OUT = 16
 _MOST_KNOWN_LEN = 8 << 20
@@ -63,8 +65,7 @@ def check_parameters(schema: Mapping[str, object], *, strict: bool, param: str) 
         InvalidRequest: it cannot be enforced, or describes something else.
 
     """
-    if schema.get("type", "object") != "object":
-        raise InvalidRequest(f"{param}: the arguments of a function are an object: use 'type': 'object'.", param=param)
+    _check_is_object(schema, param)
     return check_schema({"type": "object", **schema}, strict=strict, param=param)
 
 
@@ -77,13 +78,14 @@ def enforceable_parameters(schema: Mapping[str, object], *, param: str) -> Mappi
         InvalidRequest: it is too long, too deep, or does not describe an object.
 
     """
-    try:
-        return check_parameters(schema, strict=False, param=param)
-    except InvalidRequest:
-        text = schema_text(schema, param=param)
-        if schema.get("type", "object") != "object":
-            raise
-        return _known.get(f"a part of {text}", lambda: _relaxed({"type": "object", **json.loads(text)}))
+    _check_is_object(schema, param)
+    text = schema_text({"type": "object", **schema}, param=param)
+    return _known.get(f"a part of {text}", lambda: _enforceable(json.loads(text)))
+
+
+def _check_is_object(schema: Mapping[str, object], param: str) -> None:
+    if schema.get("type", "object") != "object":
+        raise InvalidRequest(f"{param}: the arguments of a function are an object: use 'type': 'object'.", param=param)
 
 
 def schema_text(schema: Mapping[str, object], *, param: str) -> str:
@@ -113,6 +115,7 @@ def _checked(schema: Mapping[str, object], strict: bool) -> Mapping[str, object]
     _check_is_schema(schema)
     preparation = Preparation(is_strict=strict, draft=_draft_of(schema))
     prepared = cast("Mapping[str, object]", preparation.prepare(schema, ()))
+    _check_num_patterns(prepared)
     _check_enforceable(prepared)
     for path, pattern in _patterns(prepared, ()):
         if is_pattern_too_large(pattern):
@@ -122,10 +125,33 @@ def _checked(schema: Mapping[str, object], strict: bool) -> Mapping[str, object]
     return prepared
 
 
+def _check_num_patterns(schema: Mapping[str, object]) -> None:
+    """Refuse so many patterns for one text that llguidance would be busy for ever."""
+    if len({pattern for _, pattern in _patterns(schema, ())}) <= _MOST_PATTERNS_AT_ONCE:
+        return
+    try:
+        num_at_once = most_at_once(schema)
+    except RecursionError as error:
+        raise Unenforceable("its references lead too deep. Use fewer, or fewer patterns.") from error
+    if num_at_once > _MOST_PATTERNS_AT_ONCE:
+        raise Unenforceable(
+            f"the keyword 'allOf' makes one text match {num_at_once} patterns or formats at once; more than "
+            f"{_MOST_PATTERNS_AT_ONCE} cannot be enforced. Write them as fewer."
+        )
+
+
+def _enforceable(schema: Mapping[str, object]) -> Mapping[str, object]:
+    try:
+        return _checked(schema, strict=False)
+    except Unenforceable:
+        return _relaxed(schema)
+
+
 def _relaxed(schema: Mapping[str, object]) -> Mapping[str, object]:
     try:
         _check_is_schema(schema)
         relaxed = Preparation(is_strict=False, draft=_draft_of(schema)).prepare(schema, ())
+        _check_num_patterns(cast("Mapping[str, object]", relaxed))
         for _ in range(_MOST_LEFT_OUT):
             if complaint_about_schema(relaxed) is None:
                 return _checked(cast("Mapping[str, object]", relaxed), strict=False)

@@ -333,6 +333,19 @@ def test_a_schema_is_checked_once() -> None:
             "$ref": "#/$defs/0",
             "$defs": {str(i): {"allOf": [{"$ref": f"#/$defs/{i + 1}"}] * 2} for i in range(25)} | {"25": {}},
         },
+        {"type": "string", "allOf": [{"pattern": f".*(a|b)c{{{i}}}.*"} for i in range(2, 16)]},
+        {
+            **OBJECT,
+            "allOf": [{"properties": {"a": {"type": "string", "pattern": f".*(a|b)c{{{i}}}.*"}}} for i in range(2, 16)],
+        },
+        {
+            "$ref": "#/$defs/2",
+            "$defs": {
+                str(i): {"pattern": f".*(a|b)c{{{i}}}.*", "anyOf": [{"$ref": f"#/$defs/{i + 1}"}, {"maxLength": 9}]}
+                for i in range(2, 16)
+            }
+            | {"16": {}},
+        },
         {**OBJECT, "patternProperties": {f"^a{i}b": {} for i in range(150)}},
         {
             "type": "array",
@@ -347,6 +360,15 @@ def test_explosive_schemas_take_a_moment_or_are_refused(schema: Mapping[str, obj
     with contextlib.suppress(InvalidRequest):
         constraint(schema)
     assert time.process_time() - before < 10
+
+
+def test_patterns_that_never_meet_may_be_many() -> None:
+    named: dict[str, object] = {f"name{i}": {"type": "string", "pattern": f"^a{{{i}}}$"} for i in range(1, 30)}
+    inherited: object = {"properties": {"id": {"type": "string", "format": "uuid", "pattern": "^[0-9a-f-]*$"}}}
+    tree = {**OBJECT, "allOf": [inherited], "properties": {**named, "child": {"$ref": "#"}}}
+    either = {"anyOf": [{"type": "string", "pattern": f"^b{{{i}}}$"} for i in range(1, 30)]}
+    for schema in (tree, {**OBJECT, "properties": {"a": either}}):
+        assert check_schema(schema, strict=True, param="a")
 
 
 @pytest.mark.parametrize(
