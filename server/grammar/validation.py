@@ -10,12 +10,14 @@ from typing import Never
 import jsonschema_rs
 
 from server.core.errors import InvalidRequest
+from server.grammar.expansion import num_looks
 from server.grammar.probe import LINEAR_PATTERNS, brief
 from server.grammar.recent import Recent
 from server.grammar.schema import schema_text
 
 _MOST_KNOWN = 256
 _MOST_KNOWN_LEN = 8 << 20
+_MOST_LOOKS = 1 << 18  # some hundredths of a second
 
 _known = Recent[jsonschema_rs.Validator](most=_MOST_KNOWN, most_size=_MOST_KNOWN_LEN)
 
@@ -24,7 +26,8 @@ def check_validatable(schema: Mapping[str, object], *, param: str) -> None:
     """Look whether answers can be validated; blocking, but for schemas that were asked for lately.
 
     Raises:
-        InvalidRequest: it is not a JSON Schema, refers to others, or has patterns that take more than linear time.
+        InvalidRequest: it is not a JSON Schema, refers to others, has patterns that take more than linear time, or
+            definitions that are used so often, one within the other, that it would take too long.
 
     """
     _validator(schema, param)
@@ -55,9 +58,20 @@ def _validator(schema: Mapping[str, object], param: str) -> jsonschema_rs.Valida
 
 
 def _compiled(text: str, param: str) -> jsonschema_rs.Validator:
+    schema = json.loads(text)
+    try:
+        takes_too_long = num_looks(schema) > _MOST_LOOKS
+    except RecursionError:
+        takes_too_long = True
+    if takes_too_long:
+        raise InvalidRequest(
+            f"{param}: validating answers with this schema would take too long: definitions in it refer to others too "
+            "often, one within the other. Make it simpler.",
+            param=param,
+        )
     try:
         return jsonschema_rs.validator_for(
-            json.loads(text),
+            schema,
             validate_formats=True,
             offline=True,
             pattern_options=LINEAR_PATTERNS,

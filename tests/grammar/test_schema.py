@@ -365,9 +365,10 @@ def test_explosive_schemas_take_a_moment_or_are_refused(schema: Mapping[str, obj
 def test_patterns_that_never_meet_may_be_many() -> None:
     named: dict[str, object] = {f"name{i}": {"type": "string", "pattern": f"^a{{{i}}}$"} for i in range(1, 30)}
     inherited: object = {"properties": {"id": {"type": "string", "format": "uuid", "pattern": "^[0-9a-f-]*$"}}}
-    tree = {**OBJECT, "allOf": [inherited], "properties": {**named, "child": {"$ref": "#"}}}
+    tree: dict[str, object] = {**OBJECT, "allOf": [inherited], "properties": {**named, "child": {"$ref": "#"}}}
     either = {"anyOf": [{"type": "string", "pattern": f"^b{{{i}}}$"} for i in range(1, 30)]}
-    for schema in (tree, {**OBJECT, "properties": {"a": either}}):
+    schemas: list[dict[str, object]] = [tree, {**OBJECT, "properties": {"a": either}}]
+    for schema in schemas:
         assert check_schema(schema, strict=True, param="a")
 
 

@@ -77,3 +77,26 @@ def test_patterns_match_in_linear_time() -> None:
     assert validate('"' + "a" * 50_000 + '!"', {"pattern": "^(a|a|aa)*$"}) is not None
     assert validate('"' + "a" * 50_000 + '!"', {"pattern": "^(a+)+$"}) is not None
     assert time.process_time() - before < 5
+
+
+def _doubled(reference: str, **names: str) -> dict[str, object]:
+    levels = [{"allOf": [{"$ref": reference.format(number + 1)}] * 2} for number in range(40)]
+    anchored = [
+        {**{key: name.format(number) for key, name in names.items()}, **level} for number, level in enumerate(levels)
+    ]
+    last = {key: name.format(40) for key, name in names.items()}
+    return {"$ref": reference.format(0), "$defs": {str(n): each for n, each in enumerate([*anchored, last])}}
+
+
+@pytest.mark.parametrize(
+    "schema", [_doubled("#/$defs/{}"), _doubled("#a{}", **{"$anchor": "a{}"})], ids=["path", "anchor"]
+)
+def test_schemas_that_double_themselves_are_refused(schema: dict[str, object]) -> None:
+    with pytest.raises(InvalidRequest, match="too long"):
+        check_validatable(schema, param="a")
+
+
+def test_recursive_schemas_are_not_too_large() -> None:
+    node = {"properties": {"kind": {"enum": ["a", "b"]}, "left": {"$ref": "#"}, "right": {"$ref": "#"}}}
+    tree = {"anyOf": [{**node, "required": [name]} for name in ("left", "right", "kind")]}
+    assert validate('{"left": {"left": {"kind": "a"}}, "right": {"kind": "b"}}', tree) is None
