@@ -223,6 +223,8 @@ class TaggedFormat:
             before = scanner.lift()
             if plan.is_reasoning_raw or not (opens or closes):
                 writer.content(*before)
+            elif closes:
+                writer.leave_out()
             if not opens:
                 return
         yield from self._read_thinking(scanner, writer, plan)

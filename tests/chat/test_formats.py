@@ -11,7 +11,7 @@ from answers import made_up, parse, parse_however_cut
 
 from server.chat.answer_format import AnswerFormat, AnswerPlan, ReasoningStart
 from server.chat.formats import FORMATS
-from server.core.request import JsonSchemaFormat, Tool
+from server.core.request import ChoiceFormat, JsonSchemaFormat, Tool
 
 WEATHER = Tool(
     "get_weather",
@@ -185,3 +185,16 @@ def test_the_beginning_of_a_demanded_call_is_no_content(answer_format: AnswerFor
     assert text is not None
     for end in range(len(text)):
         assert parse(answer_format, plan, [text[:end]]).content == "", text[:end]
+
+
+@pytest.mark.parametrize("answer_format", FORMATS, ids=lambda each: each.name)
+def test_a_choice_is_said_with_nothing_around_it(answer_format: AnswerFormat) -> None:
+    for tools in ((), (NOTHING,)):
+        for start in ReasoningStart:
+            plan = AnswerPlan(tools, response_format=ChoiceFormat(("yes", "no")), reasoning=start)
+            for seed in SEEDS:
+                text = made_up(answer_format, plan, seed)
+                if text is None:
+                    continue
+                answer = parse(answer_format, plan, [text])
+                assert answer.calls or answer.content in {"yes", "no"}, text
