@@ -90,6 +90,8 @@ class HarmonyFormat(MessagesFormat):
         calls = _calls(grammar, plan.tools)
         if plan.must_call:
             return sequence([thought, calls])
+        if plan.response_format is not None:  # what is said before a call would not have the form
+            return sequence([thought, f"({calls} | {final})"])
         preamble = sequence(
             [
                 grammar.literal(f"{_CHANNEL}commentary{_MESSAGE}"),

@@ -71,6 +71,8 @@ class MuseFormat(MessagesFormat):
         calls = sequence([call, more])
         if plan.must_call:
             return sequence([thought, calls])
+        if plan.response_format is not None:  # what is said before a call would not have the form
+            return sequence([thought, f"({calls} | {said})"])
         before = sequence([to_user, grammar.through(_NEXT), next_message])
         return sequence([thought, f"({before} {thought})*", f"({calls} | {said})"])
 
