@@ -14,7 +14,7 @@ from server.chat.capabilities import TemplateCapabilities
 from server.chat.conversation import Adapter, Conversation
 from server.chat.family_tools import tool_texts
 from server.chat.generic_tools import ToolTexts
-from server.core.errors import InvalidRequest
+from server.core.errors import BackendError, InvalidRequest
 
 CHATML = """\
 {%- for message in messages -%}
@@ -97,14 +97,18 @@ class ChatTemplate:
 
         Raises:
             InvalidRequest: the template refuses the conversation, or no template can take it.
+            BackendError: what the template writes is no text.
             LlmspellError: the template failed otherwise.
 
         """
         try:
             variables, border = self._variables(conversation)
             text = self._renderer.render({**variables, **self._special}, border=border, now=self._now())
+            text.encode()
         except RecursionError as error:
             raise InvalidRequest("The request is nested too deeply for a chat template.", param="messages") from error
+        except UnicodeEncodeError as error:
+            raise BackendError("The model's chat template writes half of a character, which is no text.") from error
         return text.split(border) if border else [text]
 
     def _variables(self, conversation: Conversation) -> tuple[dict[str, object], str]:

@@ -11,7 +11,7 @@ from server.chat.capabilities import TemplateCapabilities
 from server.chat.conversation import Conversation
 from server.chat.rendering import Rendering
 from server.chat.template import CHATML, ChatTemplate
-from server.core.errors import InvalidRequest
+from server.core.errors import BackendError, InvalidRequest
 from server.core.request import Message, Role, Tool, ToolCall
 
 NOON = datetime(2026, 3, 4, 12, tzinfo=UTC)
@@ -172,3 +172,8 @@ def test_what_is_nested_too_deeply_is_refused() -> None:
         deep = [deep]
     with pytest.raises(InvalidRequest, match="nested too deeply"):
         template().render(conversation(said("Hi"), template_options={"deep": deep}))
+
+
+def test_half_of_a_character_that_a_template_writes_is_an_error_of_the_template() -> None:
+    with pytest.raises(BackendError, match="half of a character"):
+        template(r"{{ messages[0].content }}{{ '\ud83d' }}").render(conversation(said("Hi 😀")))
