@@ -15,7 +15,7 @@ from server.grammar.preparation import Preparation, Unenforceable
 from server.grammar.probe import brief, complaint_about_schema, is_pattern_too_large
 from server.grammar.recent import Recent
 from server.grammar.schema_faults import STRUCTURE, find_fault
-from server.grammar.subschemas import Path, at, places, replaced, target_of, written
+from server.grammar.subschemas import Path, at, places, replaced, target_of, with_portable_references, written
 
 LONGEST_SCHEMA = 512 << 10
 _DEEPEST = 100
@@ -122,7 +122,7 @@ def _checked(schema: Mapping[str, object], strict: bool) -> Mapping[str, object]
             raise Unenforceable(f"the pattern at {written(path)} is too large to be enforced. Allow less repetition.")
     if (endless := endless_definition(prepared)) is not None:
         raise Unenforceable(f"no value satisfies the schema: what {written(endless)} requires has no end.")
-    return prepared
+    return with_portable_references(prepared)
 
 
 def _check_num_patterns(schema: Mapping[str, object]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from typing import cast
 from urllib.parse import unquote
 
 Path = tuple[str | int, ...]
@@ -70,6 +71,37 @@ def target_of(reference: str, root: Mapping[str, object]) -> Path | None:
         else:
             return None
     return tuple(path)
+
+
+def with_portable_references(root: Mapping[str, object]) -> Mapping[str, object]:
+    """Return the same schema with all references to definitions, so that its parts can be taken out with these.
+
+    What a reference such as ``#`` or ``#/properties/a`` points into becomes a definition: the whole.
+    """
+    name = "whole"
+    defined = root.get("$defs")
+    while isinstance(defined, Mapping) and name in defined:
+        name += "_"
+    has_moved = False
+
+    def moved(schema: object, path: Path) -> object:
+        nonlocal has_moved
+        if not isinstance(schema, Mapping):
+            return schema
+        changed = mapped(schema, moved, path)
+        reference = changed.get("$ref")
+        target = target_of(reference, root) if isinstance(reference, str) else None
+        if isinstance(reference, str) and target is not None and not (len(target) > 1 and target[0] in DEFINITIONS):
+            changed["$ref"] = f"#/$defs/{name}{reference.removeprefix('#')}"
+            has_moved = True
+        return changed
+
+    changed = cast("Mapping[str, object]", moved(root, ()))
+    if not has_moved:
+        return root
+    whole = {key: value for key, value in changed.items() if key not in DEFINITIONS}
+    definitions = cast("Mapping[str, object]", changed.get("$defs", {}))
+    return {**changed, "$defs": {**definitions, name: whole}}
 
 
 def at(root: object, path: Path) -> object:

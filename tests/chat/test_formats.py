@@ -12,6 +12,7 @@ from answers import made_up, parse, parse_however_cut
 from server.chat.answer_format import AnswerFormat, AnswerPlan, ReasoningStart
 from server.chat.formats import FORMATS
 from server.core.request import ChoiceFormat, JsonSchemaFormat, Tool
+from server.grammar.schema import check_parameters
 
 WEATHER = Tool(
     "get_weather",
@@ -156,6 +157,29 @@ class TestFormat:
                 answer = parse(answer_format, plan, [text])
                 assert isinstance(json.loads(answer.content)["a"], int), text
             parse_however_cut(answer_format, plan, finished[0])
+
+
+PARAMETERS = {
+    "type": "object",
+    "properties": {
+        "n": {"type": "integer", "minimum": 0, "maximum": 9},
+        "same": {"$ref": "#/properties/n"},
+        "child": {"$ref": "#"},
+    },
+    "required": ["n", "same"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize("answer_format", FORMATS, ids=lambda each: each.name)
+def test_references_to_the_whole_schema(answer_format: AnswerFormat) -> None:
+    tool = Tool("nested", None, check_parameters(PARAMETERS, strict=True, param="tools"))
+    plan = AnswerPlan((tool,), must_call=True, is_parallel=False)
+    texts = [made_up(answer_format, plan, seed) for seed in range(6)]
+    answers = [parse(answer_format, plan, [text]) for text in texts if text is not None]
+    assert answers
+    for answer in answers:
+        assert jsonschema_rs.is_valid(PARAMETERS, json.loads(answer.calls[0][1]))
 
 
 @pytest.mark.parametrize("answer_format", FORMATS, ids=lambda each: each.name)
