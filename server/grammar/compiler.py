@@ -88,7 +88,11 @@ class GrammarCompiler:
                 f"The demanded form of the answer cannot be enforced: {brief(matcher.get_error())}. Make it simpler."
             )
         beginning = GrammarMatcher(
-            matcher, vocabulary.tokenizer.vocab_size, self._end_tokens, forces=vocabulary.knows_tokens
+            matcher,
+            vocabulary.tokenizer.vocab_size,
+            self._end_tokens,
+            forces=vocabulary.knows_tokens,
+            owner=vocabulary,
         )
         try:
             beginning.copy().allowed()

@@ -29,7 +29,7 @@ class GrammarMatcher:
     """
 
     def __init__(
-        self, matcher: LLMatcher, vocabulary_size: int, end_tokens: Collection[int], *, forces: bool = True
+        self, matcher: LLMatcher, vocabulary_size: int, end_tokens: Collection[int], *, forces: bool, owner: object
     ) -> None:
         """Start where a matcher stands.
 
@@ -38,8 +38,10 @@ class GrammarMatcher:
             vocabulary_size: number of tokens.
             end_tokens: with which a model ends its turn.
             forces: whether it is known which tokens the model writes a text with.
+            owner: what llguidance asks for tokens; it is kept as long as the matcher.
 
         """
+        self._owner = owner
         self._matcher = matcher
         self._size = vocabulary_size
         self._end_tokens = end_tokens
@@ -51,7 +53,9 @@ class GrammarMatcher:
 
     def copy(self) -> GrammarMatcher:
         """Return one that goes its own way from here."""
-        return GrammarMatcher(self._matcher.deep_copy(), self._size, self._end_tokens, forces=self._forces)
+        return GrammarMatcher(
+            self._matcher.deep_copy(), self._size, self._end_tokens, forces=self._forces, owner=self._owner
+        )
 
     def allows(self, token: int) -> bool:
         """Whether a token may come next.

@@ -114,6 +114,15 @@ def test_nothing_is_forced_without_a_tokenizer() -> None:
         assert ord("n") in allowed(constraint)
 
 
+def test_a_constraint_needs_nothing_but_itself() -> None:
+    constraint = GrammarCompiler(toy.TOKENS, toy.CONTROL, [toy.END], None).compile('start: "<a>" /[0-9]/\n').start()
+    gc.collect()
+    for byte in b"<a>7":
+        assert byte in allowed(constraint)
+        constraint.accept(byte)
+    assert constraint.is_complete
+
+
 def test_characters_may_be_cut_anywhere() -> None:
     constraint = start('start: "aé" | "é!"')
     constraint.accept(toy.TOKENS.index(b"a\xc3"))
