@@ -1,3 +1,4 @@
+import gc
 import json
 import time
 from concurrent.futures import ThreadPoolExecutor
