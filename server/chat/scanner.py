@@ -43,11 +43,6 @@ class Scanner:
         """Characters that have been read."""
         return self._begin + self._read
 
-    @property
-    def is_read(self) -> bool:
-        """Whether all the text that there is has been read."""
-        return self._read == len(self._text)
-
     def feed(self, text: str) -> None:
         """Add text to the end."""
         kept = self._read if self._mark is None else min(self._mark - self._begin, self._read)

@@ -273,7 +273,7 @@ def read_or_say(scanner: Scanner, writer: AnswerWriter, trigger: str, reading: R
         is_call = has_begun()
         writer.abandon_call()
     text, _ = scanner.lift()
-    if not is_call and not (scanner.is_over and scanner.is_read):  # the beginning of one that was cut off says nothing
+    if not is_call:
         writer.content(trigger + text, trigger_begin)
     return is_call
 
