@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
-from openai.lib._parsing._completions import type_to_response_format_param
+from openai import pydantic_function_tool
 from pydantic import BaseModel
 
 from api.scripted import HAS_EVERYTHING, ScriptedBackend
@@ -62,7 +62,9 @@ async def test_what_the_official_client_makes_of_a_class(client: httpx.AsyncClie
     class Place(BaseModel):
         city: str
 
-    response = await post(client, {"response_format": type_to_response_format_param(Place)})
+    schema = pydantic_function_tool(Place)["function"]["parameters"]
+    wanted = {"type": "json_schema", "json_schema": {"name": "Place", "strict": True, "schema": schema}}
+    response = await post(client, {"response_format": wanted})
 
     assert response.status_code == 200, response.text
     form = backend.requests[-1].response_format
