@@ -122,9 +122,8 @@ ControlToken = Callable[[str], int | None]
 """The id of the control token with a text; ``None`` if the model writes that text with ordinary tokens."""
 
 
-@runtime_checkable
-class AnswerFormat(Protocol):
-    """One family's way to think, speak and call. Stateless, shared by all requests of a model."""
+class Family(Protocol):
+    """A way to write that families of models have in common. Stateless, shared by all requests of a model."""
 
     @property
     def name(self) -> str:
@@ -133,7 +132,7 @@ class AnswerFormat(Protocol):
 
     @property
     def families(self) -> tuple[str, ...]:
-        """The families of models that answer so, for the documentation."""
+        """The families of models that write so, for the documentation."""
         ...
 
     @property
@@ -145,6 +144,11 @@ class AnswerFormat(Protocol):
     def markers(self) -> frozenset[str]:
         """Texts that the parser has to see even where the model writes them as control tokens."""
         ...
+
+
+@runtime_checkable
+class AnswerFormat(Family, Protocol):
+    """One family's way to think, speak and call."""
 
     @property
     def thinking_end(self) -> str | None:

@@ -8,7 +8,6 @@ from typing import Any
 
 from server.chat.typed_arguments import (
     ANNOTATIONS,
-    DEFINITIONS,
     OF_PLAIN_OBJECTS,
     Schema,
     as_schema,
@@ -16,6 +15,7 @@ from server.chat.typed_arguments import (
     listed_texts,
     resolved,
 )
+from server.core.subschemas import DEFINITIONS
 
 _MOST_NESTED = 12
 _MOST_VALUES = 400

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from server.chat.answer_format import AnswerParser, AnswerPlan, Content, ControlToken, Part, ReasoningStart
+from server.chat.answer_format import AnswerParser, AnswerPlan, Content, ControlToken, Family, Part, ReasoningStart
 from server.chat.answer_writer import AnswerWriter
 from server.chat.lark import LarkGrammar, sequence
 from server.chat.scanner import Malformed, Reading, Scanner
@@ -42,32 +42,12 @@ class SpeechTags:
     closing: str
 
 
-class CallSyntax(Protocol):
-    """How a family of models writes calls. Stateless; one small module each."""
-
-    @property
-    def name(self) -> str:
-        """What the documentation calls it."""
-        ...
-
-    @property
-    def families(self) -> tuple[str, ...]:
-        """The families of models that write so, for the documentation."""
-        ...
-
-    @property
-    def example(self) -> str:
-        """One call, for the documentation."""
-        ...
+class CallSyntax(Family, Protocol):
+    """How a family of models writes calls; one small module each. Its ``markers`` include the trigger."""
 
     @property
     def trigger(self) -> str:
         """The text with which calls begin; it occurs nowhere else."""
-        ...
-
-    @property
-    def markers(self) -> frozenset[str]:
-        """Texts of this syntax, ``trigger`` included, that are control tokens in some vocabularies."""
         ...
 
     def read(self, scanner: Scanner, writer: AnswerWriter, plan: AnswerPlan) -> Reading[None]:

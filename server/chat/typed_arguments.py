@@ -17,10 +17,10 @@ from server.chat.loose_json import as_json
 from server.chat.scanner import Reading, Scanner
 from server.core.errors import InvalidRequest
 from server.core.request import Tool
+from server.core.subschemas import DEFINITIONS, at, target_of
 
 Schema = Mapping[str, Any]
 
-DEFINITIONS = ("$defs", "definitions")
 _STRING_CONSTRAINTS = frozenset({"minLength", "maxLength", "pattern", "format", "not", "if", "allOf", "anyOf", "oneOf"})
 ANNOTATIONS = frozenset(
     {
@@ -314,12 +314,8 @@ def resolved(schema: Schema, root: Schema) -> Schema:
     """Follow references within the schema; what is beside one stays."""
     for _ in range(_LONGEST_CHAIN):
         reference = schema.get("$ref")
-        if not isinstance(reference, str) or not reference.startswith("#/"):
-            return schema
-        target: object = root
-        for step in reference[2:].split("/"):
-            key = step.replace("~1", "/").replace("~0", "~")
-            target = target.get(key) if isinstance(target, Mapping) else None
+        path = target_of(reference, root) if isinstance(reference, str) else None
+        target = None if path is None else at(root, path)
         if not isinstance(target, Mapping):
             return schema
         schema = {**{key: value for key, value in schema.items() if key != "$ref"}, **target}

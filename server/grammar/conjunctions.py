@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 
-from server.grammar.subschemas import Path, at, places, target_of
+from server.core.subschemas import Path, at, places, target_of
 
 _INNER = ("properties", "patternProperties")
 _ALTERNATIVES = ("anyOf", "oneOf")

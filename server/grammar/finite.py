@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 
-from server.grammar.subschemas import Path, at, places, target_of
+from server.core.subschemas import Path, at, places, target_of
 
 
 def endless_definition(root: Mapping[str, object]) -> Path | None:

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
+from server.core.subschemas import Path, mapped, written
 from server.grammar.formats import PATTERNS
 from server.grammar.probe import complaint_about_schema
-from server.grammar.subschemas import Path, mapped, written
 
 _NEWEST_DRAFTS = {None, "https://json-schema.org/draft/2020-12/schema"}
 _LARGEST_BOUND = 10**18

@@ -9,13 +9,13 @@ from typing import cast
 import jsonschema_rs
 
 from server.core.errors import InvalidRequest
+from server.core.subschemas import Path, at, places, replaced, target_of, with_portable_references, written
 from server.grammar.conjunctions import most_at_once
 from server.grammar.finite import endless_definition
 from server.grammar.preparation import Preparation, Unenforceable
 from server.grammar.probe import brief, complaint_about_schema, is_pattern_too_large
 from server.grammar.recent import Recent
 from server.grammar.schema_faults import STRUCTURE, find_fault
-from server.grammar.subschemas import Path, at, places, replaced, target_of, with_portable_references, written
 
 LONGEST_SCHEMA = 512 << 10
 _DEEPEST = 100

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
-from server.grammar.subschemas import DEFINITIONS, Path, at, mapped, places, replaced, target_of
+from server.core.subschemas import DEFINITIONS, Path, at, mapped, places, replaced, target_of
 
 _ALTERNATIVES = {"anyOf", "oneOf"}
 _LAST_SUSPECTS = ("type", "properties", "items", "required")

@@ -143,20 +143,21 @@ class TestFormat:
             assert answer.num_complete == len(answer.calls) >= 1, text
             check_calls(answer.calls)
 
-    def test_thinking_comes_first(self, answer_format: AnswerFormat, *, are_control: bool) -> None:
-        if answer_format.thinking_end is None:
-            pytest.skip("models of this format do not think")
-        for start in (ReasoningStart.OPEN, ReasoningStart.POSSIBLE):
-            schema = {"type": "object", "properties": {"a": {"type": "integer", "maximum": 9}}, "required": ["a"]}
-            plan = AnswerPlan(
-                response_format=JsonSchemaFormat({**schema, "additionalProperties": False}), reasoning=start
-            )
-            texts = [made_up(answer_format, plan, seed, are_control=are_control) for seed in SEEDS]
-            finished = sorted(filter(None, texts), key=len)
-            for text in finished:
-                answer = parse(answer_format, plan, [text])
-                assert isinstance(json.loads(answer.content)["a"], int), text
-            parse_however_cut(answer_format, plan, finished[0])
+
+@pytest.mark.parametrize("are_control", [False, True], ids=["text", "control"])
+@pytest.mark.parametrize(
+    "answer_format", [each for each in FORMATS if each.thinking_end is not None], ids=lambda each: each.name
+)
+def test_thinking_comes_first(answer_format: AnswerFormat, *, are_control: bool) -> None:
+    for start in (ReasoningStart.OPEN, ReasoningStart.POSSIBLE):
+        schema = {"type": "object", "properties": {"a": {"type": "integer", "maximum": 9}}, "required": ["a"]}
+        plan = AnswerPlan(response_format=JsonSchemaFormat({**schema, "additionalProperties": False}), reasoning=start)
+        texts = [made_up(answer_format, plan, seed, are_control=are_control) for seed in SEEDS]
+        finished = sorted(filter(None, texts), key=len)
+        for text in finished:
+            answer = parse(answer_format, plan, [text])
+            assert isinstance(json.loads(answer.content)["a"], int), text
+        parse_however_cut(answer_format, plan, finished[0])
 
 
 PARAMETERS = {
